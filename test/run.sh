@@ -1,0 +1,138 @@
+#!/bin/sh
+# Runs the checks and the test suites, after installing whatever is missing.
+#
+#   test/run.sh          check, then every suite
+#   test/run.sh check    what takes seconds and needs no PostgreSQL: formatting, types, tidy, unit
+#   test/run.sh PATH...  these test files or folders only
+#
+# The last line is "N passed, N failed" or "N passed, N failed, N skipped"; a failed formatter or compiler counts as one.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+say() { printf '%s\n' "$*" >&2; }
+give_up() {
+  say "$*"
+  echo "0 passed, 1 failed"
+  exit 1
+}
+
+# --- Bun and the packages -----------------------------------------------------------------------------------------
+bun=node_modules/.bin/bun
+wanted=$(sed -n 's/^ *"bun": "\(.*\)",*$/\1/p' package.json)
+
+has_bun() { [ "$("$bun" --version 2>/dev/null)" = "$wanted" ]; }
+
+install_packages() {
+  if ! has_bun; then
+    command -v npm >/dev/null || give_up "npm is missing: install Node.js with npm (Debian: apt-get install npm)."
+    say "Installing bun $wanted through npm ..."
+    npm install --no-package-lock --no-audit --no-fund >&2 || give_up "npm install failed."
+    # An npm that does not run install scripts leaves a stub behind.
+    has_bun || (cd node_modules/bun && node install.js) >&2
+    has_bun || give_up "npm did not bring bun $wanted."
+  fi
+  # npm chose the versions of indirect dependencies by itself; the lock file has the last word.
+  "$bun" install --frozen-lockfile --silent >&2 ||
+    "$bun" install --frozen-lockfile >&2 || give_up "bun install failed."
+}
+
+# --- PostgreSQL's programs ----------------------------------------------------------------------------------------
+has_postgres() {
+  command -v pg_ctl >/dev/null && return 0
+  if command -v pg_config >/dev/null; then
+    [ -x "$(pg_config --bindir)/pg_ctl" ] && return 0
+  fi
+  for program in /usr/lib/postgresql/*/bin/pg_ctl /usr/pgsql-*/bin/pg_ctl \
+    /opt/homebrew/opt/postgresql*/bin/pg_ctl /usr/local/opt/postgresql*/bin/pg_ctl; do
+    [ -x "$program" ] && return 0
+  done
+  return 1
+}
+
+install_postgres() {
+  has_postgres && return
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    give_up "PostgreSQL's programs are missing: install a server of version 13 or later (Debian: apt-get install postgresql)."
+  fi
+  say "Installing PostgreSQL ..."
+  {
+    apt-get update -qq &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql-common
+  } >&2 || give_up "apt-get could not install postgresql-common."
+  # The package would create and start a server of its own on port 5432.
+  mkdir -p /etc/postgresql-common/createcluster.d
+  no_cluster=/etc/postgresql-common/createcluster.d/no-main-cluster.conf
+  echo "create_main_cluster = false" >"$no_cluster"
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >&2
+  rm -f "$no_cluster"
+  has_postgres || give_up "apt-get could not install PostgreSQL."
+}
+
+# --- Running and counting -----------------------------------------------------------------------------------------
+passed=0
+failed=0
+skipped=0
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# A tool that only says yes or no: one passed or one failed.
+tool() {
+  name=$1
+  shift
+  if "$@" >"$work/tool" 2>&1; then
+    passed=$((passed + 1))
+  else
+    cat "$work/tool"
+    say "FAILED: $name"
+    failed=$((failed + 1))
+  fi
+}
+
+count() { awk -v what="$1" '$2 == what && $1 ~ /^[0-9]+$/ && NF == 2 { n = $1 } END { print n + 0 }' "$work/suite"; }
+
+# bun test's own counts; a run that ends badly without counting a failure (a crash, a file that can't be loaded) is one.
+suite() {
+  rm -f "$work/ok"
+  { NO_COLOR=1 FORCE_COLOR=0 "$bun" --no-env-file --no-orphans test "$@" 2>&1 && : >"$work/ok"; } | tee "$work/suite"
+  n=$(count fail)
+  [ -e "$work/ok" ] || [ "$n" != 0 ] || n=1
+  passed=$((passed + $(count pass)))
+  failed=$((failed + n))
+  skipped=$((skipped + $(count skip) + $(count todo)))
+}
+
+has_tests() { [ -n "$(find "$1" -name '*.test.ts' -print 2>/dev/null | head -n 1)" ]; }
+
+# Suites that need no PostgreSQL, and those that do; a folder that is not there is not run.
+check() {
+  tool biome "$bun" run --bun biome ci --error-on-warnings .
+  tool tsc "$bun" run --bun tsc -p .
+  set -- ./test/tidy.test.ts
+  for folder in unit scenario model; do
+    has_tests "test/$folder" && set -- "$@" "./test/$folder"
+  done
+  suite "$@"
+}
+
+install_packages
+case "${1:-}" in
+  check) check ;;
+  "")
+    install_postgres
+    check
+    for folder in db integration; do
+      has_tests "test/$folder" && suite "./test/$folder"
+    done
+    ;;
+  *)
+    install_postgres
+    suite "$@"
+    ;;
+esac
+
+skips=
+[ "$skipped" = 0 ] || skips=", $skipped skipped"
+echo "$passed passed, $failed failed$skips"
+[ "$failed" = 0 ]
