@@ -1,0 +1,95 @@
+/** Small files that must survive a power cut. */
+
+import {
+  closeSync,
+  fchmodSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
+import { dirname } from "node:path";
+
+/**
+ * Replaces the file at `path` as a whole: afterwards, also after a crash at any moment, it holds either what it held
+ * before or all of `text`. When this returns the new text is on the disk.
+ *
+ * @param mode permission bits, e.g. 0o600; the umask does not weaken or widen them
+ * @throws the system's error (ENOENT, ENOSPC, EACCES, …); the file is then as before and no temporary file is left
+ */
+export function writeDurably(path: string, text: string, mode: number): void {
+  const temporary = `${path}.${process.pid}.tmp`;
+  // What a process of the same pid left behind when it was killed.
+  rmSync(temporary, { force: true });
+  try {
+    const fd = openSync(temporary, "wx", mode);
+    try {
+      fchmodSync(fd, mode);
+      writeFully(fd, text);
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
+    }
+    renameSync(temporary, path);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
+  }
+  syncDirectory(dirname(path));
+}
+
+/** A pipe whose reader is slow is given this long, and then up. */
+const PIPE_WAITS_MAX = 1000;
+
+/**
+ * Writes all of `text`, also to a terminal or pipe that takes it in parts or not yet.
+ *
+ * @throws the system's error, e.g. EPIPE, or EAGAIN after a second in which nothing could be written
+ */
+export function writeFully(fd: number, text: string): void {
+  const bytes = Buffer.from(text);
+  let waits = 0;
+  for (let done = 0; done < bytes.length; ) {
+    try {
+      done += writeSync(fd, bytes, done);
+      waits = 0;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EAGAIN" || ++waits > PIPE_WAITS_MAX)
+        throw error;
+      Bun.sleepSync(1);
+    }
+  }
+}
+
+/** Removes a file, if it is there, and makes that durable. */
+export function removeDurably(path: string): void {
+  rmSync(path, { force: true });
+  syncDirectory(dirname(path));
+}
+
+/** Makes the names in a directory durable: files created, renamed or removed in it. */
+export function syncDirectory(path: string): void {
+  const fd = openSync(path, "r");
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** The file's text, or undefined when there is none; other errors (EACCES, EISDIR, …) are thrown. */
+export function readIfExists(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    if (isMissing(error)) return undefined;
+    throw error;
+  }
+}
+
+function isMissing(error: unknown): boolean {
+  const code = (error as NodeJS.ErrnoException).code;
+  return code === "ENOENT" || code === "ENOTDIR";
+}

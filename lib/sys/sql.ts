@@ -1,0 +1,737 @@
+/**
+ * Connections to PostgreSQL: the only door to the `postgres` package.
+ *
+ * That package has no query timeout, queues silently while it reconnects, and leaves rejections unhandled in some states.
+ * So one client of it is used for one connection only, over a socket that is ours: whatever goes wrong with the connection,
+ * the client is thrown away, and the next query makes a new one. Every call is bounded on this side of the wire, since a
+ * frozen server keeps its connections.
+ */
+
+import { isIP, type NetConnectOpts, connect as netConnect, type Socket } from "node:net";
+import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
+import postgres from "postgres";
+import { delay, monotonicMs } from "./clock.ts";
+import { AppError, type Detail, errorText, invariant } from "./errors.ts";
+import { passwordFor } from "./pgpass.ts";
+
+export { type ParsedUri, parseUri } from "./pguri.ts";
+export { passwordFor };
+
+/**
+ * Encryption, with libpq's modes; `ca`, `cert` and `key` are PEM texts, not paths.
+ *
+ * `require` does not verify, `verify-ca` checks the chain (with `ca`, else the system's authorities), `verify-full` also
+ * that the certificate names the host. `prefer` goes on in clear text when the server has no TLS.
+ */
+export type Ssl = {
+  readonly mode: "disable" | "prefer" | "require" | "verify-ca" | "verify-full";
+  readonly ca?: string | undefined;
+  readonly cert?: string | undefined;
+  readonly key?: string | undefined;
+};
+
+/** Where and as whom to connect. */
+export type Target = {
+  /** A name or address; a path is the directory of the server's Unix socket. */
+  readonly host: string;
+  readonly port: number;
+  readonly user: string;
+  readonly database: string;
+  /** Without one, `passwordFor` is asked when the server wants it. */
+  readonly password?: string | undefined;
+  readonly applicationName: string;
+  /** From the first packet until the server is ready for queries. */
+  readonly connectTimeoutMs: number;
+  readonly ssl?: Ssl | undefined;
+  /** Startup parameters, e.g. `statement_timeout`. */
+  readonly settings?: Readonly<Record<string, string>> | undefined;
+};
+
+/**
+ * A row as PostgreSQL sent it. boolean, int2, int4, float, json, timestamptz (Date, milliseconds) and bytea (Buffer)
+ * are parsed; everything else is its text: int8 (!), numeric, pg_lsn, arrays (`{a,b}`), names.
+ */
+export type Row = Record<string, unknown>;
+
+/** How long a call may take, and what ends it before. */
+export type CallOptions = {
+  readonly timeoutMs?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+};
+
+/** Runs one statement with its parameters; see `Db`. */
+export type Query = <R extends Row = Row>(
+  text: string,
+  params?: readonly unknown[],
+  options?: CallOptions,
+) => Promise<R[]>;
+
+/**
+ * One connection, made when it is first needed and again after it was lost. Its calls run one after the other; the time
+ * that a call waits for those before it counts as its own.
+ *
+ * Every call rejects with AppError postgres (`sqlState` tells why), with AppError timeout at its deadline (the connection
+ * is then thrown away: nobody knows what the server does with the statement), or with the signal's reason.
+ */
+export type Db = AsyncDisposable & {
+  /**
+   * Runs one statement. Parameters are sent as text and get their type from the statement: null and undefined are NULL,
+   * an array is a PostgreSQL array, a plain object is JSON, a bigint keeps all digits.
+   */
+  query: Query;
+  /** Runs statements without parameters, separated by semicolons; they are one transaction unless they say otherwise. */
+  script(text: string, options?: CallOptions): Promise<void>;
+  /**
+   * Runs `body` between BEGIN and COMMIT; when it throws, ROLLBACK, and its error is passed on. `timeoutMs` bounds the whole.
+   * Only the `query` that body is given belongs to the transaction; other calls wait.
+   */
+  transaction<T>(body: (query: Query) => Promise<T>, options?: CallOptions): Promise<T>;
+  /**
+   * Subscribes on a connection of its own, which is checked every few seconds and made again when it was lost, until the
+   * Db is closed. What was sent meanwhile is lost: `onListen` is called at every (re)subscription, to look for yourself.
+   *
+   * Rejects when the first attempt fails; the attempts go on all the same.
+   */
+  listen(channel: string, onNotify: (payload: string) => void, onListen: () => void): Promise<void>;
+  /** Ends the connections at once, and whatever waits on them. */
+  close(): Promise<void>;
+};
+
+/** The bound of a call that names none. */
+const DEFAULT_TIMEOUT_MS = 2000;
+
+/** Between two attempts to subscribe again. */
+const RELISTEN_MS = 200;
+
+/** A subscription that brings nothing is asked for a sign of life this often, and given this long to answer. */
+const LISTEN_CHECK_MS = 4000;
+const LISTEN_ANSWER_MS = 3000;
+
+/** TCP keepalive of an idle connection starts after this time. */
+const KEEPALIVE_MS = 2000;
+
+/** ROLLBACK after a failed body, when no time is left. */
+const ROLLBACK_MS = 1000;
+
+/** What the server does to its side of a TCP connection, so that backends of a dead peer end within seconds. */
+const SERVER_KEEPALIVE = {
+  tcp_keepalives_idle: "2",
+  tcp_keepalives_interval: "1",
+  tcp_keepalives_count: "3",
+  tcp_user_timeout: "5000",
+};
+
+/**
+ * Makes a handle; nothing is sent before the first call.
+ *
+ * @param options.onClose called when an established connection is lost or ended by the server, within milliseconds; on
+ *   the server's machine that is a notice of the postmaster's death. Not called for what this side ends itself.
+ */
+export function openDb(target: Target, options: { onClose?: (() => void) | undefined } = {}): Db {
+  const closing = new AbortController();
+  const lane = makeLane();
+  let connection: Connection | undefined;
+  let subscriptions: Subscriptions | undefined;
+
+  /** Takes the lane, runs `work` on a live connection, and ends that connection if it did not finish in time. */
+  const perform = async <T>(
+    work: (connection: Connection, remainingMs: () => number) => Promise<T>,
+    { timeoutMs = DEFAULT_TIMEOUT_MS, signal }: CallOptions = {},
+  ): Promise<T> => {
+    const limit = makeLimit(target, timeoutMs, [signal, closing.signal]);
+    let leave: (() => void) | undefined;
+    try {
+      leave = await lane.enter(limit.signal);
+      if (connection === undefined || connection.ended()) {
+        connection = openConnection(target, { onLost: options.onClose });
+      }
+      const mine = connection;
+      return await raceAbort(work(mine, limit.remainingMs), limit.signal, () => mine.end());
+    } catch (error) {
+      throw limit.signal.aborted ? limit.signal.reason : toAppError(error, target);
+    } finally {
+      limit.clear();
+      leave?.();
+    }
+  };
+
+  const query: Query = (text, params = [], callOptions) =>
+    perform((mine) => mine.query(text, params), callOptions);
+
+  return {
+    query,
+    async script(text, callOptions) {
+      await perform((mine) => mine.script(text), callOptions);
+    },
+    transaction: (body, callOptions) =>
+      perform((mine, remainingMs) => runTransaction(mine, target, body, remainingMs), callOptions),
+    listen(channel, onNotify, onListen) {
+      if (closing.signal.aborted) return Promise.reject(closing.signal.reason);
+      subscriptions ??= makeSubscriptions(target, closing.signal);
+      return subscriptions.add(channel, onNotify, onListen);
+    },
+    async close() {
+      if (!closing.signal.aborted)
+        closing.abort(connectionError("CONNECTION_ENDED", target, "closed on this side"));
+      await Promise.all([connection?.end(), subscriptions?.end()]);
+    },
+    async [Symbol.asyncDispose]() {
+      await this.close();
+    },
+  };
+}
+
+/** One statement on a fresh connection, which is closed afterwards. Errors as in `Db`. */
+export async function queryOnce<R extends Row = Row>(
+  target: Target,
+  text: string,
+  params: readonly unknown[] = [],
+  options?: CallOptions,
+): Promise<R[]> {
+  const db = openDb(target);
+  try {
+    return await db.query<R>(text, params, options);
+  } finally {
+    await db.close();
+  }
+}
+
+/**
+ * What a failed call failed of: a SQLSTATE, or ECONNREFUSED, ECONNRESET, ENOENT, CONNECT_TIMEOUT, CONNECTION_CLOSED (lost
+ * or ended by the server), CONNECTION_ENDED (closed here), DEADLINE, …; undefined when `error` is not of a connection.
+ */
+export function sqlState(error: unknown): string | undefined {
+  if (!(error instanceof Error)) return undefined;
+  const code =
+    error instanceof AppError ? error.detail["code"] : (error as { code?: unknown }).code;
+  if (typeof code === "string") return code;
+  return error.cause === undefined ? undefined : sqlState(error.cause);
+}
+
+/** `name` as an SQL identifier, quoted. */
+export function quoteIdentifier(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`;
+}
+
+// --- One connection -------------------------------------------------------------------------------------------------
+
+type Connection = {
+  query<R extends Row>(text: string, params: readonly unknown[]): Promise<R[]>;
+  script(text: string): Promise<string>;
+  ended(): boolean;
+  end(): Promise<void>;
+};
+
+type ConnectionEvents = {
+  onLost?: (() => void) | undefined;
+  onNotify?: ((channel: string, payload: string) => void) | undefined;
+};
+
+/** Text in, text out: what a value means is decided by the statement, never by this side. */
+const asSent = (value: unknown) => value as string;
+const PLAIN_TYPES = {
+  json: {
+    to: 114,
+    from: [114, 3802],
+    serialize: asSent,
+    parse: (text: string) => JSON.parse(text),
+  },
+  boolean: { to: 16, from: [16], serialize: asSent, parse: (text: string) => text === "t" },
+  date: { to: 1184, from: [1082, 1114, 1184], serialize: asSent, parse: parseTime },
+  bytea: {
+    to: 17,
+    from: [17],
+    serialize: asSent,
+    parse: (text: string) => Buffer.from(text.slice(2), "hex"),
+  },
+};
+
+function parseTime(text: string): Date | string {
+  const time = new Date(text);
+  // infinity, BC and the like have no Date.
+  return Number.isNaN(time.getTime()) ? text : time;
+}
+
+function openConnection(target: Target, events: ConnectionEvents): Connection {
+  const abandon = new AbortController();
+  const tooLate = new AbortController();
+  const connectTimer = setTimeout(() => {
+    const reason = `not ready within ${target.connectTimeoutMs} ms`;
+    tooLate.abort(connectionError("CONNECT_TIMEOUT", target, reason));
+  }, target.connectTimeoutMs);
+  let socket: Socket | undefined;
+  let opened = false;
+  let established = false;
+  let over = false;
+  let ending: Promise<void> | undefined;
+
+  const tellLost = () => {
+    if (established && !over) queueMicrotask(() => events.onLost?.());
+    over = true;
+  };
+
+  const end = () => {
+    over = true;
+    clearTimeout(connectTimer);
+    ending ??= (async () => {
+      abandon.abort(connectionError("CONNECTION_ENDED", target, "closed on this side"));
+      await sql.end({ timeout: 0 });
+      // The package has sent its good-bye; a peer that never answers must not keep the process alive.
+      socket?.destroySoon();
+      socket?.unref();
+    })();
+    return ending;
+  };
+
+  const openOnce = async () => {
+    // The package would connect again by itself; a client is for one connection.
+    if (opened || over)
+      throw connectionError("CONNECTION_CLOSED", target, "the connection was lost");
+    opened = true;
+    const comeUp = AbortSignal.any([abandon.signal, tooLate.signal]);
+    socket = await openSocket(target, comeUp);
+    const abort = () => socket?.destroy(tooLate.signal.reason);
+    tooLate.signal.addEventListener("abort", abort, { once: true });
+    socket.once("close", () => {
+      tellLost();
+      void end();
+    });
+    return socket;
+  };
+
+  const sql = postgres({
+    host: target.host,
+    port: target.port,
+    user: target.user,
+    database: target.database,
+    pass: () => target.password ?? passwordFor(target) ?? "",
+    // Already encrypted, or not to be.
+    ssl: false,
+    socket: openOnce,
+    max: 1,
+    fetch_types: false,
+    prepare: false,
+    connect_timeout: 0,
+    idle_timeout: 0,
+    max_lifetime: null,
+    keep_alive: 0,
+    backoff: 0,
+    onnotice: () => {},
+    // The first thing that a server tells after it has let us in.
+    onparameter: () => {
+      established = true;
+      clearTimeout(connectTimer);
+    },
+    types: PLAIN_TYPES,
+    connection: {
+      application_name: target.applicationName,
+      ...(target.host.startsWith("/") ? {} : SERVER_KEEPALIVE),
+      ...target.settings,
+    },
+    // Not in the published types, but what its own `listen` uses.
+    ...{ onnotify: events.onNotify, no_subscribe: true },
+  } as unknown as postgres.Options<Record<string, never>>);
+
+  /** A connection that failed to come up, or broke, is over; a statement that failed is not. */
+  const settle = async <T>(work: Promise<T>): Promise<T> => {
+    try {
+      return await work;
+    } catch (error) {
+      if (!(error instanceof postgres.PostgresError) || isFatal(error) || !established) {
+        tellLost();
+        await end();
+      }
+      throw error;
+    }
+  };
+
+  return {
+    async query<R extends Row>(text: string, params: readonly unknown[]) {
+      // `simple` is not in the published types of these options; without it a text could be several statements.
+      const extended = { simple: false } as postgres.UnsafeQueryOptions;
+      const rows = await settle(sql.unsafe(text, params.map(encodeParameter), extended));
+      return Array.from(rows) as unknown as R[];
+    },
+    async script(text) {
+      const result: { command?: string } | { command?: string }[] = await settle(
+        sql.unsafe(text).simple(),
+      );
+      const last = Array.isArray(result)
+        ? (result.at(-1) as { command?: string } | undefined)
+        : undefined;
+      return last?.command ?? (result as { command?: string }).command ?? "";
+    },
+    ended: () => over,
+    end,
+  };
+}
+
+/** After such an error the server ends the session. */
+function isFatal({ severity }: postgres.PostgresError): boolean {
+  return severity === "FATAL" || severity === "PANIC";
+}
+
+function encodeParameter(value: unknown): string | null {
+  if (value === null || value === undefined) return null;
+  if (typeof value === "string") return value;
+  if (typeof value === "boolean") return value ? "t" : "f";
+  if (typeof value === "number" || typeof value === "bigint") return String(value);
+  if (value instanceof Date) return value.toISOString();
+  if (value instanceof Uint8Array) return `\\x${Buffer.from(value).toString("hex")}`;
+  if (Array.isArray(value)) return `{${value.map(encodeElement).join(",")}}`;
+  return JSON.stringify(value);
+}
+
+function encodeElement(value: unknown): string {
+  const text = encodeParameter(value);
+  if (text === null) return "NULL";
+  return Array.isArray(value) ? text : `"${text.replace(/[\\"]/g, "\\$&")}"`;
+}
+
+// --- Sockets --------------------------------------------------------------------------------------------------------
+
+/** Connects, and encrypts if asked to. The socket has a listener for errors, so none of them is ever uncaught. */
+async function openSocket(target: Target, signal: AbortSignal): Promise<Socket> {
+  const failed = new AbortController();
+  const give = (reason: unknown) => failed.abort(reason);
+  const abort = () => give(signal.reason);
+  signal.addEventListener("abort", abort, { once: true });
+  const sockets: Socket[] = [];
+  try {
+    signal.throwIfAborted();
+    const plain = netConnect(address(target));
+    sockets.push(plain);
+    plain.on("error", give);
+    plain.on("close", () =>
+      give(connectionError("CONNECTION_CLOSED", target, "the server closed the connection")),
+    );
+    await event(plain, "connect", failed.signal);
+    if (!target.host.startsWith("/")) {
+      plain.setNoDelay(true);
+      plain.setKeepAlive(true, KEEPALIVE_MS);
+    }
+    const mode = target.ssl?.mode ?? "disable";
+    if (mode === "disable" || target.host.startsWith("/")) return plain;
+    plain.write(SSL_REQUEST);
+    const [answer] = (await event(plain, "data", failed.signal)) as [Buffer];
+    if (answer[0] !== "S".charCodeAt(0)) {
+      if (mode === "prefer") return plain;
+      throw connectionError("NO_TLS", target, "the server has no TLS");
+    }
+    invariant(answer.length === 1, "the server sent more than its answer before encryption began");
+    const secure = tlsConnect({ socket: plain, ...tlsOptions(target, target.ssl ?? { mode }) });
+    sockets.push(secure);
+    secure.on("error", give);
+    secure.on("close", () =>
+      give(connectionError("CONNECTION_CLOSED", target, "the server closed the connection")),
+    );
+    await event(secure, "secureConnect", failed.signal);
+    return secure;
+  } catch (error) {
+    for (const socket of sockets) socket.destroy();
+    throw error;
+  } finally {
+    signal.removeEventListener("abort", abort);
+  }
+}
+
+const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
+
+function address({ host, port }: Target): NetConnectOpts {
+  return host.startsWith("/") ? { path: `${host}/.s.PGSQL.${port}` } : { host, port };
+}
+
+function tlsOptions({ host }: Target, { mode, ca, cert, key }: Ssl): ConnectionOptions {
+  const verify = mode === "verify-ca" || mode === "verify-full";
+  return {
+    host,
+    ...(isIP(host) ? {} : { servername: host }),
+    rejectUnauthorized: verify,
+    ...(mode === "verify-full" ? {} : { checkServerIdentity: () => undefined }),
+    ...(verify && ca !== undefined ? { ca } : {}),
+    ...(cert === undefined ? {} : { cert }),
+    ...(key === undefined ? {} : { key }),
+  };
+}
+
+/** The next event of that name; rejects when `signal` is aborted first. */
+function event(
+  socket: Socket,
+  name: "connect" | "secureConnect" | "data",
+  signal: AbortSignal,
+): Promise<unknown[]> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      socket.off(name, done);
+      reject(signal.reason);
+    };
+    const done = (...values: unknown[]) => {
+      signal.removeEventListener("abort", abort);
+      resolve(values);
+    };
+    if (signal.aborted) {
+      reject(signal.reason);
+      return;
+    }
+    signal.addEventListener("abort", abort, { once: true });
+    socket.once(name, done);
+  });
+}
+
+// --- Transactions ---------------------------------------------------------------------------------------------------
+
+/** The package's own `begin` writes to a socket that is gone when the connection is lost; this doesn't. */
+async function runTransaction<T>(
+  connection: Connection,
+  target: Target,
+  body: (query: Query) => Promise<T>,
+  remainingMs: () => number,
+): Promise<T> {
+  let open = true;
+  const query: Query = async (text, params = [], { timeoutMs, signal } = {}) => {
+    invariant(open, "a query came after the end of its transaction");
+    const limit = makeLimit(target, timeoutMs ?? remainingMs(), [signal]);
+    try {
+      return await raceAbort(connection.query(text, params), limit.signal, () => connection.end());
+    } catch (error) {
+      throw limit.signal.aborted ? limit.signal.reason : toAppError(error, target);
+    } finally {
+      limit.clear();
+    }
+  };
+  await connection.script("begin");
+  let result: T;
+  try {
+    result = await body(query);
+  } catch (error) {
+    open = false;
+    await rollBack(connection, target);
+    throw error;
+  }
+  open = false;
+  const done = await connection.script("commit");
+  if (done !== "COMMIT") {
+    throw new AppError(
+      "postgres",
+      "the transaction was rolled back, since one of its statements had failed",
+      {
+        detail: { code: "25P02", ...where(target) },
+      },
+    );
+  }
+  return result;
+}
+
+async function rollBack(connection: Connection, target: Target): Promise<void> {
+  if (connection.ended()) return;
+  const limit = makeLimit(target, ROLLBACK_MS, []);
+  try {
+    await raceAbort(connection.script("rollback"), limit.signal, () => connection.end());
+  } catch {
+    // The body's own error is the one to tell; without a connection the server rolls back by itself.
+    await connection.end();
+  } finally {
+    limit.clear();
+  }
+}
+
+// --- Subscriptions --------------------------------------------------------------------------------------------------
+
+type Subscriptions = {
+  add(channel: string, onNotify: (payload: string) => void, onListen: () => void): Promise<void>;
+  end(): Promise<void>;
+};
+
+type Subscription = {
+  readonly channel: string;
+  readonly onNotify: (payload: string) => void;
+  readonly onListen: () => void;
+  /** Settles the promise of `listen`, once. */
+  readonly settled: (error?: unknown) => void;
+  active: boolean;
+};
+
+function makeSubscriptions(target: Target, closing: AbortSignal): Subscriptions {
+  const wanted: Subscription[] = [];
+  let connection: Connection | undefined;
+  let wake = new AbortController();
+
+  const bounded = async <T>(work: Promise<T>, timeoutMs: number, on: Connection): Promise<T> => {
+    const limit = makeLimit(target, timeoutMs, [closing]);
+    try {
+      return await raceAbort(work, limit.signal, () => on.end());
+    } catch (error) {
+      throw limit.signal.aborted ? limit.signal.reason : toAppError(error, target);
+    } finally {
+      limit.clear();
+    }
+  };
+
+  /** Subscribes what is not yet subscribed on a connection, then watches it until it is lost or something is added. */
+  const serve = async (on: Connection): Promise<void> => {
+    for (;;) {
+      for (const subscription of wanted) {
+        if (subscription.active) continue;
+        const limitMs = target.connectTimeoutMs + DEFAULT_TIMEOUT_MS;
+        await bounded(on.script(`listen ${quoteIdentifier(subscription.channel)}`), limitMs, on);
+        subscription.active = true;
+        subscription.settled();
+        queueMicrotask(subscription.onListen);
+      }
+      await sleepUntil(wake.signal, LISTEN_CHECK_MS);
+      closing.throwIfAborted();
+      if (wake.signal.aborted) wake = new AbortController();
+      if (on.ended()) return;
+      await bounded(on.script("select 1"), LISTEN_ANSWER_MS, on);
+    }
+  };
+
+  const keep = async (): Promise<void> => {
+    while (!closing.aborted) {
+      connection = openConnection(target, {
+        onLost: () => wake.abort(),
+        onNotify: (channel, payload) => {
+          for (const subscription of wanted) {
+            // A callback that throws is a bug of its own, and must not look like one of the connection.
+            if (subscription.channel === channel)
+              queueMicrotask(() => subscription.onNotify(payload));
+          }
+        },
+      });
+      try {
+        await serve(connection);
+      } catch (error) {
+        for (const subscription of wanted) subscription.settled(error);
+      }
+      await connection.end();
+      for (const subscription of wanted) subscription.active = false;
+      await sleepUntil(closing, RELISTEN_MS);
+    }
+    for (const subscription of wanted) subscription.settled(closing.reason);
+  };
+
+  let keeping: Promise<void> | undefined;
+  return {
+    add(channel, onNotify, onListen) {
+      return new Promise((resolve, reject) => {
+        const settled = (error?: unknown) => (error === undefined ? resolve() : reject(error));
+        wanted.push({ channel, onNotify, onListen, settled, active: false });
+        wake.abort();
+        keeping ??= keep();
+      });
+    },
+    async end() {
+      wake.abort();
+      await connection?.end();
+      await keeping;
+    },
+  };
+}
+
+async function sleepUntil(signal: AbortSignal, ms: number): Promise<void> {
+  await delay(ms, signal).catch(() => {});
+}
+
+// --- Bounds and errors ----------------------------------------------------------------------------------------------
+
+type Limit = { signal: AbortSignal; remainingMs(): number; clear(): void };
+
+/** A deadline and the callers' signals as one signal. */
+function makeLimit(
+  target: Target,
+  timeoutMs: number,
+  signals: readonly (AbortSignal | undefined)[],
+): Limit {
+  const deadline = monotonicMs() + timeoutMs;
+  const controller = new AbortController();
+  const sources = signals.filter((signal) => signal !== undefined);
+  const listeners = sources.map((source) => () => controller.abort(source.reason));
+  sources.forEach((source, i) => {
+    if (source.aborted) controller.abort(source.reason);
+    else source.addEventListener("abort", listeners[i] as () => void, { once: true });
+  });
+  const timer = setTimeout(() => {
+    controller.abort(
+      new AppError("timeout", "PostgreSQL did not answer in time", {
+        detail: { code: "DEADLINE", ...where(target), timeout_ms: Math.round(timeoutMs) },
+      }),
+    );
+  }, timeoutMs);
+  return {
+    signal: controller.signal,
+    remainingMs: () => Math.max(0, deadline - monotonicMs()),
+    clear() {
+      clearTimeout(timer);
+      sources.forEach((source, i) => {
+        source.removeEventListener("abort", listeners[i] as () => void);
+      });
+    },
+  };
+}
+
+/** The work's outcome, or the signal's reason and `onAbort`, whichever is first; the loser is never unhandled. */
+function raceAbort<T>(
+  work: Promise<T>,
+  signal: AbortSignal,
+  onAbort: () => Promise<void>,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      reject(signal.reason);
+      void onAbort();
+    };
+    if (signal.aborted) abort();
+    else signal.addEventListener("abort", abort, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}
+
+/** One at a time, in the order of arrival. */
+function makeLane() {
+  let last: Promise<void> = Promise.resolve();
+  return {
+    async enter(signal: AbortSignal): Promise<() => void> {
+      const before = last;
+      let leave = () => {};
+      last = new Promise<void>((resolve) => {
+        leave = resolve;
+      });
+      try {
+        await raceAbort(before, signal, async () => {});
+      } catch (error) {
+        // Who gives up waiting still keeps the order for those behind.
+        void before.then(leave);
+        throw error;
+      }
+      return leave;
+    },
+  };
+}
+
+function where({ host, port }: Target): Detail {
+  return { host, port };
+}
+
+function connectionError(code: string, target: Target, reason: string): AppError {
+  return new AppError("postgres", "no connection to PostgreSQL", {
+    detail: { code, ...where(target), reason },
+  });
+}
+
+function toAppError(error: unknown, target: Target): unknown {
+  if (error instanceof AppError) return error;
+  if (error instanceof postgres.PostgresError) {
+    return new AppError("postgres", error.message, {
+      detail: { code: error.code, ...where(target), server_detail: error.detail || undefined },
+      hint: error.hint || undefined,
+      cause: error,
+    });
+  }
+  const code = sqlState(error);
+  // Without a code it is no error of the connection but a bug: of ours or of the package.
+  if (code === undefined) return error;
+  return new AppError("postgres", "no connection to PostgreSQL", {
+    detail: { code, ...where(target), reason: errorText(error) },
+    cause: error,
+  });
+}
