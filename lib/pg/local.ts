@@ -1,0 +1,473 @@
+/** SQL to the local server: what it is, how far it has come, and the few things asked of it. */
+import { createHash, createHmac, pbkdf2Sync, randomBytes } from "node:crypto";
+import { delay, monotonicMs } from "../sys/clock.ts";
+import { AppError, invariant } from "../sys/errors.ts";
+import { readIfExists } from "../sys/files.ts";
+import type { Db, Target } from "../sys/sql.ts";
+import { queryOnce, sqlState } from "../sys/sql.ts";
+import { readProcess } from "./processes.ts";
+import type { Postmaster } from "./server.ts";
+import { readPostmaster } from "./server.ts";
+
+const CONNECT_TIMEOUT_MS = 1000;
+const RELOAD_TIMEOUT_MS = 1000;
+const PROMOTE_POLL_MS = 5;
+const SQL_SLOT_EXISTS = "42710";
+
+export type Observation = {
+  readonly inRecovery: boolean;
+  readonly timeline: number;
+  /** bytes; of a primary its flush position, of a standby the greatest of received and replayed */
+  readonly lsn: bigint;
+  /** bytes; undefined on a primary */
+  readonly replayLsn: bigint | undefined;
+  readonly receiver:
+    | {
+        readonly status: string;
+        readonly host: string;
+        readonly port: number;
+        readonly timeline: number;
+      }
+    | undefined;
+  /** synchronous_standby_names in the files as the postmaster has read them, not yet "in force" */
+  readonly syncNames: string;
+  readonly readOnlyDefault: boolean;
+  /** every walsender, of base backups too */
+  readonly standbys: readonly {
+    readonly applicationName: string;
+    readonly state: string;
+    readonly syncState: string;
+    readonly flushLsn: bigint | undefined;
+    /** ISO 8601, by the clock of the standby */
+    readonly replyTime: string | undefined;
+  }[];
+  /** physical ones that outlive their connection */
+  readonly slots: readonly {
+    readonly name: string;
+    readonly active: boolean;
+    readonly restartLsn: bigint | undefined;
+  }[];
+  readonly systemIdentifier: string;
+};
+
+/** How to reach the server that postmaster.pid describes: its Unix socket, else the loopback. */
+export function localTarget(
+  postmaster: Postmaster,
+  login: {
+    readonly user: string;
+    readonly database: string;
+    readonly applicationName: string;
+  },
+): Target {
+  const { socketDir, listen, port } = postmaster;
+  const everywhere: Record<string, string> = {
+    "": "127.0.0.1",
+    "*": "127.0.0.1",
+    "0.0.0.0": "127.0.0.1",
+    "::": "::1",
+  };
+  // A name that begins with @ is a socket outside the file system, which our client can't open.
+  const host = socketDir.startsWith("/") ? socketDir : (everywhere[listen] ?? listen);
+  return { host, port, ...login, connectTimeoutMs: CONNECT_TIMEOUT_MS };
+}
+
+/*
+ * The highest timeline of a WAL segment that holds a standby's last byte. Without a walreceiver it is
+ * the only trace of a timeline that the standby has followed since its last restartpoint, and a
+ * standby that seems to be on an older one than it is would be rewound or passed over for nothing.
+ */
+const TIMELINE_OF_SEGMENTS = `
+  SELECT max(('x' || substr(file, 1, 8))::bit(32)::int)
+  FROM pg_ls_dir('pg_wal') AS file,
+    (SELECT greatest(pg_wal_lsn_diff(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(),
+       '0/0'), '0/0') - 1, 0) AS byte, pg_size_bytes(current_setting('wal_segment_size')) AS size) AS last
+  WHERE substr(file, 9) = lpad(upper(to_hex(div(byte, 4294967296)::bigint)), 8, '0')
+      || lpad(upper(to_hex(div(mod(byte, 4294967296), size)::bigint)), 8, '0')
+    AND file ~ '^[0-9A-F]{24}$'`;
+
+/*
+ * pg_is_in_recovery() is asked once: a promotion between two answers would have the functions of one
+ * role called in the other, which is an error. `OFFSET 0` keeps the planner from copying the call.
+ */
+const OBSERVE = `
+  SELECT me.in_recovery,
+    CASE WHEN me.in_recovery
+      THEN greatest(checkpoint.timeline_id, recovery.min_recovery_end_timeline,
+        CASE WHEN receiver.pid IS NULL THEN (${TIMELINE_OF_SEGMENTS}) ELSE receiver.received_tli END)
+      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int
+    END AS timeline,
+    pg_wal_lsn_diff(
+      CASE WHEN me.in_recovery
+        THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), '0/0')
+        ELSE pg_current_wal_flush_lsn()
+      END, '0/0')::text AS lsn,
+    CASE WHEN me.in_recovery
+      THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text
+    END AS replay_lsn,
+    CASE WHEN receiver.pid IS NOT NULL THEN json_build_object(
+      'status', coalesce(receiver.status, ''), 'host', coalesce(receiver.sender_host, ''),
+      'port', coalesce(receiver.sender_port, 0), 'timeline', coalesce(receiver.received_tli, 0))::text
+    END AS receiver,
+    current_setting('synchronous_standby_names') AS sync_names,
+    current_setting('default_transaction_read_only') AS read_only_default,
+    (SELECT coalesce(json_agg(json_build_object(
+        'applicationName', application_name, 'state', coalesce(state, ''),
+        'syncState', coalesce(sync_state, ''),
+        'flushLsn', pg_wal_lsn_diff(flush_lsn, '0/0')::text, 'replyTime', reply_time)
+        ORDER BY application_name, pid), '[]')::text FROM pg_stat_replication) AS standbys,
+    (SELECT coalesce(json_agg(json_build_object(
+        'name', slot_name, 'active', active,
+        'restartLsn', pg_wal_lsn_diff(restart_lsn, '0/0')::text) ORDER BY slot_name), '[]')::text
+      FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary) AS slots,
+    control.system_identifier::text AS system_identifier
+  FROM (SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) AS me
+    CROSS JOIN pg_control_system() AS control
+    CROSS JOIN pg_control_checkpoint() AS checkpoint
+    CROSS JOIN pg_control_recovery() AS recovery
+    LEFT JOIN pg_stat_wal_receiver AS receiver ON true`;
+
+type ObserveRow = {
+  in_recovery: boolean;
+  timeline: number;
+  lsn: string;
+  replay_lsn: string | null;
+  receiver: string | null;
+  sync_names: string;
+  read_only_default: string;
+  standbys: string;
+  slots: string;
+  system_identifier: string;
+};
+type StandbyJson = {
+  applicationName: string;
+  state: string;
+  syncState: string;
+  flushLsn: string | null;
+  replyTime: string | null;
+};
+type SlotJson = { name: string; active: boolean; restartLsn: string | null };
+
+const bytes = (text: string | null): bigint | undefined =>
+  text === null ? undefined : BigInt(text);
+
+/**
+ * The server's state in one round trip, as primary, as standby, and in between.
+ *
+ * @see PostgreSQL 15 docs, "Recovery Information Functions", "pg_stat_wal_receiver"
+ */
+export async function observe(db: Db): Promise<Observation> {
+  const [row] = await db.query<ObserveRow>(OBSERVE);
+  invariant(row, "the query about the local server has one row");
+  return {
+    inRecovery: row.in_recovery,
+    timeline: Number(row.timeline),
+    lsn: BigInt(row.lsn),
+    replayLsn: bytes(row.replay_lsn),
+    receiver: row.receiver === null ? undefined : JSON.parse(row.receiver),
+    syncNames: row.sync_names,
+    readOnlyDefault: row.read_only_default === "on",
+    standbys: (JSON.parse(row.standbys) as StandbyJson[]).map((standby) => ({
+      ...standby,
+      flushLsn: bytes(standby.flushLsn),
+      replyTime: standby.replyTime ?? undefined,
+    })),
+    slots: (JSON.parse(row.slots) as SlotJson[]).map(({ name, active, restartLsn }) => ({
+      name,
+      active,
+      restartLsn: bytes(restartLsn),
+    })),
+    systemIdentifier: row.system_identifier,
+  };
+}
+
+const MICROSECONDS = (time: string): string => `(extract(epoch FROM ${time}) * 1000000)::bigint`;
+
+/**
+ * Has the server reread its configuration, and waits until the postmaster has passed that on to
+ * every process of it (which proves nothing about when each takes it up: `reloadTaken` does).
+ *
+ * A new connection is the witness: it inherits the postmaster's load time by the fork. Only when that
+ * time lies between our request and the fork had the postmaster finished with our request, and
+ * neither an earlier one nor a signal of the connection's own explains the time.
+ *
+ * @throws {AppError} timeout: no witness within a second
+ */
+export async function reload(db: Db): Promise<void> {
+  type Asked = { asked_us: string; login: string; database: string; directory: string };
+  const begin = monotonicMs();
+  // Asked in a statement of its own: the order of evaluation within one isn't promised.
+  const [asked] = await db.query<Asked>(
+    `SELECT ${MICROSECONDS("clock_timestamp()")}::text AS asked_us, session_user::text AS login,
+       current_database()::text AS database, current_setting('data_directory') AS directory`,
+  );
+  invariant(asked, "a query without a table has one row");
+  const postmaster = readPostmaster(asked.directory);
+  if (!postmaster) {
+    throw new AppError("state", "the server lost its postmaster.pid", {
+      detail: { pgdata: asked.directory },
+    });
+  }
+  const target = localTarget(postmaster, {
+    user: asked.login,
+    database: asked.database,
+    applicationName: "pg_auto_failover reload",
+  });
+  await db.query("SELECT pg_reload_conf()");
+  for (;;) {
+    const [witness] = await queryOnce<{ taken: boolean }>(
+      target,
+      `SELECT ${MICROSECONDS("pg_conf_load_time()")} > $1::bigint
+         AND pg_conf_load_time() <= backend_start AS taken
+       FROM pg_stat_activity WHERE pid = pg_backend_pid()`,
+      [asked.asked_us],
+      { timeoutMs: RELOAD_TIMEOUT_MS },
+    );
+    if (witness?.taken) {
+      return;
+    }
+    if (monotonicMs() - begin > RELOAD_TIMEOUT_MS) {
+      throw new AppError("timeout", "PostgreSQL doesn't take up its new configuration", {
+        detail: { pgdata: asked.directory, timeout_ms: RELOAD_TIMEOUT_MS },
+      });
+    }
+    await delay(2);
+  }
+}
+
+/** The waits in which an auxiliary process has looked for a reload just before. */
+const IDLE_WAITS: Readonly<Record<"checkpointer" | "startup", readonly string[]>> = {
+  checkpointer: ["CheckpointerMain"],
+  startup: ["RecoveryWalStream", "RecoveryRetrieveRetryInterval", "RecoveryWalAll"],
+};
+
+async function auxiliary(
+  db: Db,
+  backend: string,
+): Promise<{ pid: number; wait: string } | undefined> {
+  const [row] = await db.query<{ pid: number; wait: string | null }>(
+    "SELECT pid, wait_event AS wait FROM pg_stat_activity WHERE backend_type = $1",
+    [backend],
+  );
+  return row && { pid: Number(row.pid), wait: row.wait ?? "" };
+}
+
+/** Whether SIGHUP waits for a process that hasn't run since it was sent. Signal 1 is bit 0. */
+export function hasPendingHangup(status: string): boolean {
+  const masks = [...status.matchAll(/^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$/gm)];
+  return masks.length !== 2 || masks.some(([, mask]) => (BigInt(`0x${mask}`) & 1n) === 1n);
+}
+
+/**
+ * One look for proof, in an order that matters: SIGHUP isn't pending, so its handler has begun; the
+ * process sleeps, so it has ended and what it asked for is done or will be before the idle wait;
+ * it is in its idle wait.
+ */
+async function isIdleSinceSignal(db: Db, backend: "checkpointer" | "startup"): Promise<boolean> {
+  const before = await auxiliary(db, backend);
+  const status = before && readIfExists(`/proc/${before.pid}/status`);
+  if (!before || status === undefined || hasPendingHangup(status)) {
+    return false;
+  }
+  if (readProcess(before.pid)?.state !== "S") {
+    return false;
+  }
+  const after = await auxiliary(db, backend);
+  return after?.pid === before.pid && IDLE_WAITS[backend].includes(after.wait);
+}
+
+/**
+ * Whether an auxiliary process has taken up the configuration of the last `reload`: the checkpointer
+ * puts synchronous_standby_names in force, the startup process lets go of a walreceiver.
+ *
+ * @returns false when there is no proof within timeoutMs; the caller then restarts the server
+ */
+export async function reloadTaken(
+  db: Db,
+  backend: "checkpointer" | "startup",
+  options: { readonly timeoutMs: number; readonly signal?: AbortSignal },
+): Promise<boolean> {
+  const { timeoutMs, signal } = options;
+  if (process.platform !== "linux") {
+    if (backend === "startup") {
+      return false;
+    }
+    // It looks for a reload before it begins a checkpoint.
+    return checkpoint(db, timeoutMs).then(
+      () => true,
+      () => false,
+    );
+  }
+  const begin = monotonicMs();
+  for (;;) {
+    signal?.throwIfAborted();
+    if (await isIdleSinceSignal(db, backend)) {
+      return true;
+    }
+    const elapsedMs = monotonicMs() - begin;
+    if (elapsedMs >= timeoutMs) {
+      return false;
+    }
+    await delay(elapsedMs < 100 ? 1 : 10, signal);
+  }
+}
+
+/**
+ * Promotes a standby, and resolves as soon as it takes writes on a timeline of its own.
+ *
+ * @throws {AppError} state: it isn't a standby; timeout: it still is one after timeoutMs; postgres: it
+ *   opened without a new timeline or without that one's history
+ */
+export async function promote(
+  db: Db,
+  options: { readonly timeoutMs: number; readonly signal?: AbortSignal },
+): Promise<void> {
+  const { timeoutMs, signal } = options;
+  const begin = monotonicMs();
+  const before = await observe(db);
+  if (!before.inRecovery) {
+    throw new AppError("state", "could not promote: this server is a primary already", {
+      detail: { timeline: before.timeline },
+    });
+  }
+  const [sent] = await db.query<{ sent: boolean }>("SELECT pg_promote(false) AS sent");
+  if (!sent?.sent) {
+    throw new AppError("postgres", "could not signal the server to promote");
+  }
+  for (;;) {
+    const [now] = await db.query<{ in_recovery: boolean }>(
+      "SELECT pg_is_in_recovery() AS in_recovery",
+    );
+    if (now && !now.in_recovery) {
+      break;
+    }
+    if (monotonicMs() - begin > timeoutMs) {
+      throw new AppError("timeout", "the promotion takes too long", {
+        detail: { timeout_ms: timeoutMs },
+        hint: "It may still end well: the server replays all WAL that it has before it opens.",
+      });
+    }
+    await delay(PROMOTE_POLL_MS, signal);
+  }
+  const [after] = await db.query<{ file: string; history: boolean }>(
+    `SELECT file, (pg_stat_file('pg_wal/' || substr(file, 1, 8) || '.history', true)).size IS NOT NULL
+       AS history
+     FROM (SELECT pg_walfile_name(pg_current_wal_flush_lsn()) AS file) AS wal`,
+  );
+  const timeline = Number.parseInt(after?.file.slice(0, 8) ?? "", 16);
+  if (!(timeline > before.timeline) || !after?.history) {
+    throw new AppError("postgres", "the server left recovery without a new timeline", {
+      detail: { timeline, before: before.timeline, history: after?.history },
+      hint: "Stop it: what it writes now can't be told apart from the old primary's writes.",
+    });
+  }
+}
+
+/** A checkpoint; after a promotion it is what tells pg_rewind of the new timeline. */
+export async function checkpoint(db: Db, timeoutMs: number): Promise<void> {
+  await db.query("CHECKPOINT", [], { timeoutMs });
+}
+
+/** Makes a physical slot that reserves WAL from now on, unless it is there. */
+export async function createSlot(db: Db, name: string): Promise<void> {
+  try {
+    await db.query(
+      `SELECT pg_create_physical_replication_slot($1::text, true)
+       WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`,
+      [name],
+    );
+  } catch (error) {
+    if (sqlState(error) !== SQL_SLOT_EXISTS) {
+      throw error;
+    }
+  }
+}
+
+/** Drops a slot if it is there. One in use is an error: end its walsender first. */
+export async function dropSlot(db: Db, name: string): Promise<void> {
+  await db.query(
+    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1",
+    [name],
+  );
+}
+
+/**
+ * What pg_authid stores of a password. Made here, so that the password itself is in no statement, and
+ * so in no log of statements.
+ *
+ * @param salt random bytes; of an existing verifier, to compare with it
+ * @see RFC 5803; PostgreSQL's src/common/scram-common.c
+ */
+export function scramVerifier(password: string, salt: Uint8Array, iterations = 4096): string {
+  const salted = pbkdf2Sync(password.normalize("NFKC"), salt, iterations, 32, "sha256");
+  const hmac = (text: string): Buffer => createHmac("sha256", salted).update(text).digest();
+  const stored = createHash("sha256").update(hmac("Client Key")).digest("base64");
+  const base64Salt = Buffer.from(salt).toString("base64");
+  return `SCRAM-SHA-256$${iterations}:${base64Salt}$${stored}:${hmac("Server Key").toString("base64")}`;
+}
+
+/** Whether what is stored is that password, so that it needn't be written again. */
+export function isVerifierOf(password: string, stored: string): boolean {
+  const [, iterations, salt] = /^SCRAM-SHA-256\$(\d+):([^$]+)\$/.exec(stored) ?? [];
+  return (
+    iterations !== undefined &&
+    salt !== undefined &&
+    stored === scramVerifier(password, Buffer.from(salt, "base64"), Number(iterations))
+  );
+}
+
+const REPLICATOR = "pgautofailover_replicator";
+const HEALTH_CHECKER = "pgautofailover_monitor";
+/** What pg_rewind calls on its source. @see PostgreSQL 15 docs, "pg_rewind", Notes */
+const REWIND_FUNCTIONS = [
+  "pg_catalog.pg_ls_dir(text, boolean, boolean)",
+  "pg_catalog.pg_stat_file(text, boolean)",
+  "pg_catalog.pg_read_binary_file(text)",
+  "pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean)",
+];
+
+/**
+ * Makes the two logins that the other nodes and the monitor use here, and mends them where they
+ * differ: one that replicates and that pg_rewind can use in this database, and one without rights.
+ * Standbys get them by replication: for a primary only.
+ *
+ * @param passwords of the logins; left out, a login keeps what it has
+ */
+export async function ensureRoles(
+  db: Db,
+  passwords: {
+    readonly replicator?: string | undefined;
+    readonly monitor?: string | undefined;
+  } = {},
+): Promise<void> {
+  const roles = [
+    { name: REPLICATOR, options: "LOGIN REPLICATION", password: passwords.replicator },
+    { name: HEALTH_CHECKER, options: "LOGIN NOREPLICATION", password: passwords.monitor },
+  ];
+  await db.transaction(async (query) => {
+    await query("SET TRANSACTION READ WRITE");
+    // A primary that waits for its standbys must not keep its keeper waiting as well.
+    await query("SET LOCAL synchronous_commit = local");
+    for (const { name, options, password } of roles) {
+      type Found = { rolcanlogin: boolean; rolreplication: boolean; rolpassword: string | null };
+      const [found] = await query<Found>(
+        "SELECT rolcanlogin, rolreplication, rolpassword FROM pg_authid WHERE rolname = $1",
+        [name],
+      );
+      if (!found) {
+        await query(`CREATE ROLE ${name} ${options}`);
+      } else if (!found.rolcanlogin || found.rolreplication !== (name === REPLICATOR)) {
+        await query(`ALTER ROLE ${name} ${options}`);
+      }
+      if (password !== undefined && !isVerifierOf(password, found?.rolpassword ?? "")) {
+        const verifier = scramVerifier(password, randomBytes(16));
+        await query(`ALTER ROLE ${name} PASSWORD '${verifier}'`);
+      }
+    }
+    for (const signature of REWIND_FUNCTIONS) {
+      await query(
+        `DO $$ BEGIN IF NOT has_function_privilege('${REPLICATOR}', '${signature}', 'EXECUTE') THEN
+           GRANT EXECUTE ON FUNCTION ${signature} TO ${REPLICATOR}; END IF; END $$`,
+      );
+    }
+  });
+}
