@@ -1,0 +1,177 @@
+/** Settings of a role: flags and environment → one frozen value, kept in a file beside its state. */
+import { mkdirSync, readdirSync, realpathSync, rmSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
+import * as v from "valibot";
+import {
+  type KeeperConfig,
+  type MonitorConfig,
+  Port,
+  parseKeeperConfig,
+  parseMonitorConfig,
+  ShapeError,
+} from "./shapes.ts";
+import { AppError } from "./sys/errors.ts";
+import { readIfExists, writeDurably } from "./sys/files.ts";
+import { parseUri } from "./sys/sql.ts";
+import { becomeOwnerOf, homeDirectory } from "./sys/user.ts";
+
+export const DEFAULT_PORT = 5432;
+
+/** The absolute PGDATA, links resolved as far as it exists, so that one directory has one name. */
+export function resolvePgdata(flag: string | undefined): string {
+  const given = flag ?? process.env["PGDATA"];
+  if (!given) {
+    throw new AppError("usage", "no data directory given", {
+      hint: "Give --pgdata DIR, or set PGDATA.",
+    });
+  }
+  const absolute = resolve(given);
+  try {
+    return realpathSync(absolute);
+  } catch {
+    try {
+      return join(realpathSync(dirname(absolute)), basename(absolute));
+    } catch {
+      return absolute;
+    }
+  }
+}
+
+/** Where a node keeps its own files: never inside PGDATA, which a base backup replaces. */
+export function nodeDirectory(pgdata: string): string {
+  const data = process.env["XDG_DATA_HOME"] || join(homeDirectory(), ".local/share");
+  return join(data, "pg_auto_failover", pgdata);
+}
+
+export type NodePaths = {
+  readonly directory: string;
+  readonly keeperConfig: string;
+  readonly monitorConfig: string;
+  readonly state: string;
+  readonly lock: string;
+  readonly postgresLog: string;
+};
+
+export function nodePaths(pgdata: string): NodePaths {
+  const directory = nodeDirectory(pgdata);
+  return {
+    directory,
+    keeperConfig: join(directory, "keeper.json"),
+    monitorConfig: join(directory, "monitor.json"),
+    state: join(directory, "state.json"),
+    lock: join(directory, "lock"),
+    postgresLog: join(directory, "postgres.log"),
+  };
+}
+
+/** @throws {AppError} permission: it can't be made */
+export function makeNodeDirectory(paths: NodePaths): void {
+  try {
+    mkdirSync(paths.directory, { recursive: true, mode: 0o700 });
+  } catch (cause) {
+    throw new AppError("permission", "could not make the directory for this node's own files", {
+      detail: { directory: paths.directory },
+      hint: "Make it writable for the user who runs this node, or set XDG_DATA_HOME to a directory that is.",
+      cause,
+    });
+  }
+}
+
+/** Removes a node's own files and the directories above them that this leaves empty. */
+export function removeNodeDirectory(paths: NodePaths): void {
+  rmSync(paths.directory, { recursive: true, force: true });
+  let parent = dirname(paths.directory);
+  while (parent.includes("pg_auto_failover")) {
+    try {
+      if (readdirSync(parent).length > 0) return;
+      rmSync(parent, { recursive: true });
+    } catch {
+      return;
+    }
+    parent = dirname(parent);
+  }
+}
+
+function load<T>(path: string, parse: (value: unknown) => T, role: string, pgdata: string): T {
+  const text = readIfExists(path);
+  if (text === undefined) {
+    throw new AppError("state", `there is no ${role} for this data directory`, {
+      detail: { pgdata },
+      hint: `Create it with roles/${role}.ts create --pgdata ${pgdata}; started under another user or XDG_DATA_HOME, it's looked for elsewhere.`,
+    });
+  }
+  return parseFile(path, text, parse);
+}
+
+/** Parses a JSON file of ours; one line says what is wrong with it. */
+export function parseFile<T>(path: string, text: string, parse: (value: unknown) => T): T {
+  try {
+    return parse(JSON.parse(text));
+  } catch (cause) {
+    const reason = cause instanceof ShapeError ? cause.message : "it is not valid JSON";
+    throw new AppError("config", `could not read a file of this node: ${reason}`, {
+      detail: { path },
+      hint: "Restore the file from a backup, or drop the node and create it again.",
+      cause,
+    });
+  }
+}
+
+export const loadKeeperConfig = (pgdata: string): KeeperConfig =>
+  load(nodePaths(pgdata).keeperConfig, parseKeeperConfig, "keeper", pgdata);
+export const loadMonitorConfig = (pgdata: string): MonitorConfig =>
+  load(nodePaths(pgdata).monitorConfig, parseMonitorConfig, "monitor", pgdata);
+
+export function saveConfig(path: string, config: KeeperConfig | MonitorConfig): void {
+  writeDurably(path, `${JSON.stringify(config, undefined, 2)}\n`, 0o600);
+}
+
+/** @throws {AppError} usage: not a whole number from 1 to 65535 */
+export function parsePort(flag: string | undefined): number {
+  if (flag === undefined) return DEFAULT_PORT;
+  const result = v.safeParse(Port, /^\d+$/.test(flag) ? Number(flag) : Number.NaN);
+  if (result.success) return result.output;
+  throw new AppError("usage", "a port is a whole number from 1 to 65535", {
+    detail: { pgport: flag },
+    hint: "Give --pgport a free port, such as 5432.",
+  });
+}
+
+/** @throws {AppError} usage: not a whole number from 0 to `max` */
+export function parseCount(name: string, value: string, max: number): number {
+  if (/^\d+$/.test(value) && Number(value) <= max) return Number(value);
+  throw new AppError("usage", `--${name} takes a whole number from 0 to ${max}`, {
+    detail: { [name]: value },
+    hint: `Give --${name} a number such as ${Math.min(max, 50)}.`,
+  });
+}
+
+/** The monitor's URI from the flag or the environment; checked, and without anything connected. */
+export function requireMonitorUri(flag: string | undefined): string {
+  const uri = flag ?? process.env["PG_AUTOCTL_MONITOR"];
+  if (!uri) {
+    throw new AppError("usage", "no monitor given", {
+      hint: "Give --monitor URI, as roles/monitor.ts create printed it, or set PG_AUTOCTL_MONITOR.",
+    });
+  }
+  parseUri(uri);
+  return uri;
+}
+
+/** Which monitor and formation a question is about: named, or those of a node on this machine. */
+export function locateMonitor(args: {
+  readonly pgdata?: string | undefined;
+  readonly monitor?: string | undefined;
+  readonly formation?: string | undefined;
+}): { monitor: string; formation: string } {
+  const named =
+    args.monitor ?? (args.pgdata === undefined ? process.env["PG_AUTOCTL_MONITOR"] : undefined);
+  if (named !== undefined)
+    return { monitor: requireMonitorUri(named), formation: args.formation ?? "default" };
+  if (args.pgdata === undefined && !process.env["PGDATA"])
+    return { monitor: requireMonitorUri(undefined), formation: "default" };
+  const pgdata = resolvePgdata(args.pgdata);
+  becomeOwnerOf(pgdata);
+  const config = loadKeeperConfig(resolvePgdata(pgdata));
+  return { monitor: config.monitor, formation: args.formation ?? config.formation };
+}

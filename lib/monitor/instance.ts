@@ -1,0 +1,243 @@
+/** The monitor's own PostgreSQL: created, started, migrated and kept running. */
+import { createHash, createHmac, pbkdf2Sync, randomBytes } from "node:crypto";
+import { existsSync, readdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { makeNodeDirectory, nodePaths, removeNodeDirectory, saveConfig } from "../config.ts";
+import { isLoopback, localHbaLines } from "../pg/addresses.ts";
+import { findBinaries } from "../pg/binaries.ts";
+import { dataVersion, initdb } from "../pg/commands.ts";
+import { writeHbaBlock } from "../pg/hba.ts";
+import { localTarget } from "../pg/local.ts";
+import {
+  adoptServer,
+  livePostmaster,
+  type Postmaster,
+  type ServerProcess,
+  startServer,
+  stopServer,
+} from "../pg/server.ts";
+import { writeManagedSettings } from "../pg/settings.ts";
+import type { MonitorConfig } from "../shapes.ts";
+import { delay } from "../sys/clock.ts";
+import { AppError, errorText } from "../sys/errors.ts";
+import { writeDurably } from "../sys/files.ts";
+import { logger } from "../sys/log.ts";
+import { openDb, queryOnce, type Target } from "../sys/sql.ts";
+import { currentUser } from "../sys/user.ts";
+import { watchGroups } from "./loop.ts";
+import { MIGRATIONS } from "./schema/migrations.ts";
+
+const log = logger("monitor");
+
+export const MONITOR_DATABASE = "pg_auto_failover";
+const STOP_BOUNDS = { fastMs: 30_000, immediateMs: 5000, killMs: 5000 };
+const START_TIMEOUT_MS = 60_000;
+const PASSWORD_FILE = "autoctl_node.pgpass";
+
+export const monitorUri = ({ nodename, pgport }: MonitorConfig): string =>
+  `postgres://autoctl_node@${nodename.includes(":") ? `[${nodename}]` : nodename}:${pgport}/${MONITOR_DATABASE}`;
+
+/** The file with autoctl_node's generated password, in libpq's format. */
+export const passwordFile = (config: MonitorConfig): string =>
+  join(nodePaths(config.pgdata).directory, PASSWORD_FILE);
+
+const targetOf = (postmaster: Postmaster, database: string): Target =>
+  localTarget(postmaster, {
+    user: currentUser(),
+    database,
+    applicationName: "pg_auto_failover monitor",
+  });
+
+/** A SCRAM-SHA-256 verifier, so that no clear password reaches the server or its log (RFC 5802). */
+export function scramVerifier(
+  password: string,
+  salt: Buffer = randomBytes(16),
+  iterations = 4096,
+): string {
+  const salted = pbkdf2Sync(password, salt, iterations, 32, "sha256");
+  const sign = (key: string) => createHmac("sha256", salted).update(key).digest();
+  const stored = createHash("sha256").update(sign("Client Key")).digest("base64");
+  const server = sign("Server Key").toString("base64");
+  return `SCRAM-SHA-256$${iterations}:${salt.toString("base64")}$${stored}:${server}`;
+}
+
+function configure(config: MonitorConfig): void {
+  const local = isLoopback(config.nodename);
+  writeManagedSettings(config.pgdata, {
+    port: String(config.pgport),
+    listen_addresses: local ? "localhost" : "*",
+    password_encryption: "scram-sha-256",
+    // a vanished keeper's session must not keep its locks (seconds)
+    tcp_keepalives_idle: "5",
+    tcp_keepalives_interval: "2",
+    tcp_keepalives_count: "3",
+    log_min_messages: "info",
+    logging_collector: "off",
+  });
+  const anywhere = local ? [] : ["0.0.0.0/0", "::/0"];
+  writeHbaBlock(config.pgdata, [
+    ...localHbaLines(MONITOR_DATABASE, "autoctl_node", config.auth),
+    ...anywhere.map((net) => `host ${MONITOR_DATABASE} autoctl_node ${net} scram-sha-256`),
+  ]);
+}
+
+async function startInstance(config: MonitorConfig, signal?: AbortSignal): Promise<ServerProcess> {
+  const adopted = adoptServer(config.pgdata);
+  if (adopted) return adopted;
+  const binaries = await findBinaries({ pgctl: config.pgctl });
+  return startServer({
+    binaries,
+    pgdata: config.pgdata,
+    port: config.pgport,
+    logFile: nodePaths(config.pgdata).postgresLog,
+    timeoutMs: START_TIMEOUT_MS,
+    ...(signal ? { signal } : {}),
+  });
+}
+
+function postmasterOf(config: MonitorConfig): Postmaster {
+  const postmaster = livePostmaster(config.pgdata);
+  if (postmaster) return postmaster;
+  throw new AppError("postgres", "the monitor's PostgreSQL is not running", {
+    detail: { pgdata: config.pgdata },
+    hint: `Start it with roles/monitor.ts run --pgdata ${config.pgdata}, and read its log: ${nodePaths(config.pgdata).postgresLog}`,
+  });
+}
+
+/** Database, login and schema; every part may exist already. */
+async function prepareDatabase(config: MonitorConfig): Promise<void> {
+  const postmaster = postmasterOf(config);
+  const maintenance = targetOf(postmaster, "postgres");
+  const has = async (text: string): Promise<boolean> =>
+    (await queryOnce(maintenance, text)).length > 0;
+  if (!(await has("select from pg_roles where rolname = 'autoctl_node'"))) {
+    await queryOnce(maintenance, "create role autoctl_node login");
+  }
+  if (config.auth !== "trust" && !existsSync(passwordFile(config))) {
+    const password = randomBytes(24).toString("base64url");
+    // text of our own making: a verifier holds no quote
+    await queryOnce(maintenance, `alter role autoctl_node password '${scramVerifier(password)}'`);
+    writeDurably(
+      passwordFile(config),
+      `*:${config.pgport}:${MONITOR_DATABASE}:autoctl_node:${password}\n`,
+      0o600,
+    );
+  }
+  if (!(await has(`select from pg_database where datname = '${MONITOR_DATABASE}'`))) {
+    await queryOnce(maintenance, `create database ${MONITOR_DATABASE}`, [], { timeoutMs: 30_000 });
+  }
+  await migrate(targetOf(postmaster, MONITOR_DATABASE));
+}
+
+/** Runs the numbered migrations that the database hasn't had, all in one transaction. */
+export async function migrate(
+  target: Target,
+  migrations: readonly string[] = MIGRATIONS,
+): Promise<number> {
+  await using db = openDb(target);
+  await db.query(
+    "create table if not exists public.pg_auto_failover_schema (version int primary key, at timestamptz default now())",
+  );
+  const [row] = await db.query<{ version: number | null }>(
+    "select max(version) as version from public.pg_auto_failover_schema",
+  );
+  const current = row?.version ?? 0;
+  if (current > migrations.length) {
+    throw new AppError(
+      "monitor",
+      "the monitor's database was made by a later version of this software",
+      {
+        detail: { database_version: current, known: migrations.length },
+        hint: "Run the version that made it, or a later one.",
+      },
+    );
+  }
+  const missing = migrations.slice(current);
+  if (missing.length > 0) {
+    const stamps = missing.map(
+      (_, index) =>
+        `insert into public.pg_auto_failover_schema (version) values (${current + index + 1});`,
+    );
+    await db.script(`begin;\n${missing.join("\n")}\n${stamps.join("\n")}\ncommit;`, {
+      timeoutMs: 60_000,
+    });
+  }
+  return missing.length;
+}
+
+/** @returns "created", or "existed" when this very monitor was there already */
+export async function createMonitor(config: MonitorConfig): Promise<"created" | "existed"> {
+  const paths = nodePaths(config.pgdata);
+  const binaries = await findBinaries({ pgctl: config.pgctl });
+  const version = dataVersion(config.pgdata);
+  const ours = existsSync(paths.monitorConfig);
+  if (version !== undefined && !ours) {
+    throw new AppError("conflict", "the data directory holds a cluster that is not a monitor", {
+      detail: { pgdata: config.pgdata },
+      hint: "Give an empty or missing directory with --pgdata: a monitor has a PostgreSQL of its own.",
+    });
+  }
+  if (version !== undefined && version !== binaries.major) {
+    throw new AppError("conflict", "the data directory is of another major version", {
+      detail: { pgdata: config.pgdata, data: version, binaries: binaries.major },
+      hint: "Name the right binaries with --pgctl.",
+    });
+  }
+  const vacant = !existsSync(config.pgdata) || readdirSync(config.pgdata).length === 0;
+  makeNodeDirectory(paths);
+  saveConfig(paths.monitorConfig, config);
+  try {
+    if (version === undefined) {
+      log.info(`Initialising a PostgreSQL cluster at "${config.pgdata}"`);
+      await initdb({ binaries, pgdata: config.pgdata, timeoutMs: 120_000 });
+    }
+    configure(config);
+    await startInstance(config);
+    await prepareDatabase(config);
+  } catch (error) {
+    // a create that failed leaves nothing that blocks the next one
+    if (!ours) {
+      if (vacant) await removeMonitor(config).catch(() => undefined);
+      else removeNodeDirectory(paths);
+    }
+    throw error;
+  }
+  return ours && version !== undefined ? "existed" : "created";
+}
+
+/** Runs until `signal` aborts: keeps the instance up and serves all groups. */
+export async function runMonitor(config: MonitorConfig, signal: AbortSignal): Promise<void> {
+  let failures = 0;
+  while (!signal.aborted) {
+    try {
+      configure(config);
+      const server = await startInstance(config, signal);
+      await prepareDatabase(config);
+      log.info(
+        `PostgreSQL is running with pid ${server.pid}; the monitor is ready at ${monitorUri(config)}`,
+      );
+      failures = 0;
+      await watchGroups(targetOf(postmasterOf(config), MONITOR_DATABASE), signal);
+      if (!signal.aborted) log.warn("Lost the connection to the monitor's PostgreSQL");
+    } catch (error) {
+      if (signal.aborted) break;
+      if (error instanceof AppError && error.kind === "conflict") throw error;
+      failures += 1;
+      log.error(errorText(error));
+      await delay(Math.min(100 * 2 ** failures, 5000), signal).catch(() => undefined);
+    }
+  }
+  await stopServer(config.pgdata, STOP_BOUNDS);
+  log.info("PostgreSQL of the monitor is stopped");
+}
+
+export const stopMonitorServer = (config: MonitorConfig): Promise<unknown> =>
+  stopServer(config.pgdata, STOP_BOUNDS);
+
+export async function removeMonitor(config: MonitorConfig): Promise<void> {
+  await stopServer(config.pgdata, { ...STOP_BOUNDS, fastMs: 5000 });
+  for (const path of [config.pgdata, `${config.pgdata}.new`]) {
+    rmSync(path, { recursive: true, force: true });
+  }
+  removeNodeDirectory(nodePaths(config.pgdata));
+}
