@@ -1,0 +1,625 @@
+/**
+ * The keeper's loop. Nothing in it blocks: observing, reporting and acting each run on their own,
+ * at most one of a kind, and whatever ends, arrives or falls due leads to one `turn`, which looks at
+ * the clock before anything else.
+ */
+import { canTakeWrites, type NodeState } from "../fsm.ts";
+import { formatLsn } from "../group/lsn.ts";
+import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
+import { type MonitorClient, openMonitor } from "../monitor/client.ts";
+import { type Observation, observe } from "../pg/local.ts";
+import { livePostmaster } from "../pg/server.ts";
+import type { Answer, Report } from "../shapes.ts";
+import { monotonicMs } from "../sys/clock.ts";
+import { AppError, errorText } from "../sys/errors.ts";
+import { openDb, sqlState } from "../sys/sql.ts";
+import { fenceAtMs } from "./fence.ts";
+import {
+  adoptNode,
+  advanceSync,
+  CLEAN_STOP,
+  closeLocalDb,
+  FENCE_STOP,
+  localTargetOf,
+  log,
+  look,
+  maintainSlots,
+  type Node,
+  ownId,
+  peers,
+  reloadSettings,
+  save,
+  startNode,
+  stopNode,
+  syncInForce,
+  upstreamOf,
+  writeHba,
+  writeSettings,
+} from "./node.ts";
+import { nextStep, type Step } from "./step.ts";
+import { checkpointTimeline, TRANSITIONS } from "./transitions.ts";
+
+const REPORT_TIMEOUT_MS = 1000;
+const CHECK_TIMEOUT_MS = 1000;
+/** How long a keeper waits to hear what to do about a crash before it acts by itself. */
+const ASK_TIMEOUT_MS = 1000;
+/** The report goes out with the observation; this much later it goes without. */
+const REPORT_SLACK_MS = 150;
+
+export type LoopOptions = {
+  /** SIGTERM: stop PostgreSQL, say so, end. */
+  readonly stop: AbortSignal;
+  /** SIGQUIT: end at once, PostgreSQL stays. */
+  readonly leave: AbortSignal;
+  /** SIGHUP calls what is handed over here. */
+  readonly onReload?: (reload: () => void) => void;
+  /** End, leaving PostgreSQL as it is, when this state is reached (`create`). */
+  readonly until?: (state: NodeState) => boolean;
+  /** An action that fails ends the loop with its error, as does silence about the goal (`create`). */
+  readonly failFast?: { readonly goalTimeoutMs: number; readonly joinTimeoutMs: number };
+};
+
+type Task = {
+  readonly name: string;
+  readonly to: NodeState | undefined;
+  readonly controller: AbortController;
+  done: Promise<void>;
+};
+
+/** @returns the state in which the loop ended; "dropped" when the monitor knows this node no more */
+export async function runLoop(node: Node, options: LoopOptions): Promise<NodeState> {
+  const started = monotonicMs();
+  const ended = Promise.withResolvers<NodeState>();
+  const monitor: MonitorClient = openMonitor(node.config.monitor, () => wake());
+
+  let lastContact = started;
+  let contact: "fresh" | "lost" | "never" = "never";
+  let monitorIsStale = false;
+  let sequence = 0n;
+  let reporting = false;
+  let reportWanted = true;
+  let lastReportSent = Number.NEGATIVE_INFINITY;
+  let observing = false;
+  let lastObserved = Number.NEGATIVE_INFINITY;
+  let unansweredSince: number | undefined;
+  let lastReply: number | undefined;
+  const replies = new Map<string, string>();
+  let crash: { at: number; asked?: bigint; considered?: boolean } | undefined;
+  let startFailures = 0;
+  let backOffUntil = Number.NEGATIVE_INFINITY;
+  let task: Task | undefined;
+  let choresDue = true;
+  let checkpointing = false;
+  let closing = false;
+  let over = false;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let scheduled = false;
+  let lastSaid = "";
+  let lastWaiting = "";
+
+  const policy = (): Policy => node.answer?.policy ?? DEFAULT_POLICY;
+
+  function wake(): void {
+    if (scheduled || over) return;
+    scheduled = true;
+    setImmediate(() => {
+      scheduled = false;
+      turn();
+    });
+  }
+  node.wake = wake;
+
+  function finish(outcome: NodeState | Error): void {
+    if (over) return;
+    over = true;
+    clearTimeout(timer);
+    if (outcome instanceof Error) ended.reject(outcome);
+    else ended.resolve(outcome);
+  }
+
+  const postgres = (now: number): "up" | "down" | "hung" => {
+    if (!node.server?.alive()) return "down";
+    const silent =
+      unansweredSince !== undefined && now - unansweredSince >= policy().postgresTimeoutMs;
+    return silent ? "hung" : "up";
+  };
+
+  const fenceAt = (): number | undefined =>
+    fenceAtMs({
+      lastContactMs: lastContact,
+      lastReplyMs: lastReply,
+      couldBeReplaced:
+        canTakeWrites(node.state.state) &&
+        (node.state.state === "primary" || (node.written?.members.length ?? 0) > 0),
+      networkPartitionTimeoutMs: policy().networkPartitionTimeoutMs,
+    });
+
+  // ---------------------------------------------------------------- observing
+
+  function noticeReplies(seen: Observation, at: number): void {
+    for (const { applicationName, replyTime } of seen.standbys) {
+      if (replyTime === undefined || replies.get(applicationName) === replyTime) continue;
+      // the time in it is the standby's; that it changed is what counts, on our clock
+      replies.set(applicationName, replyTime);
+      lastReply = at;
+    }
+  }
+
+  async function observeFresh(now: number): Promise<void> {
+    observing = true;
+    lastObserved = now;
+    try {
+      const postmaster = livePostmaster(node.config.pgdata);
+      if (postmaster === undefined) return;
+      await using fresh = openDb({
+        ...localTargetOf(postmaster),
+        connectTimeoutMs: CHECK_TIMEOUT_MS,
+      });
+      const seen = await Promise.race([observe(fresh), expire(CHECK_TIMEOUT_MS)]);
+      node.observation = seen;
+      unansweredSince = undefined;
+      noticeReplies(seen, now);
+      startFailures = 0;
+    } catch (error) {
+      // a refusal ("too many clients", "starting up") comes from a living server
+      if (/^[0-9A-Z]{5}$/.test(sqlState(error) ?? "")) unansweredSince = undefined;
+      else unansweredSince ??= now;
+      log.debug(`local check failed: ${errorText(error)}`);
+    } finally {
+      observing = false;
+      choresDue = true;
+      reportWanted = true;
+      wake();
+    }
+  }
+
+  // ---------------------------------------------------------------- reporting
+
+  function reportNow(now: number): Report {
+    const { state } = node;
+    const seen = node.observation;
+    const running = postgres(now) === "up";
+    const best = ["quorum", "sync", "potential", "async"].find((word) =>
+      seen?.standbys.some(({ syncState }) => syncState === word),
+    );
+    sequence += 1n;
+    return {
+      identity: state.identity,
+      reportNo: (BigInt(state.incarnation) << 32n) + sequence,
+      state: state.state,
+      pgIsRunning: running,
+      timeline: seen?.timeline ?? 0,
+      lsn: formatLsn(seen?.lsn ?? 0n),
+      syncState: running && seen && !seen.inRecovery ? (best ?? "") : "",
+      streaming: running && (seen?.inRecovery ?? false) && seen?.receiver?.status === "streaming",
+      startFailures,
+      syncInForce: canTakeWrites(state.state) ? syncInForce(node) : null,
+      systemIdentifier: state.systemIdentifier,
+    };
+  }
+
+  function say(report: Report): void {
+    const behind = (node.observation?.standbys ?? []).map(
+      ({ flushLsn }) => (node.observation?.lsn ?? 0n) - (flushLsn ?? 0n),
+    );
+    const [delta = -1n] = report.pgIsRunning ? behind.toSorted((a, b) => (a < b ? 1 : -1)) : [];
+    const text =
+      `Calling node_active for node ${node.config.formation}/${ownId(node)}/${node.state.groupId ?? 0} with current state: ` +
+      `${report.state}, PostgreSQL ${report.pgIsRunning ? "is running" : "is not running"}, ` +
+      `sync_state is "${report.syncState}"`;
+    const line = `${text}, WAL delta is ${delta}.`;
+    if (text === lastSaid) log.debug(line);
+    else log.info(line);
+    lastSaid = text;
+  }
+
+  async function sendReport(now: number): Promise<void> {
+    reporting = true;
+    reportWanted = false;
+    lastReportSent = now;
+    const report = reportNow(now);
+    if (crash && !report.pgIsRunning) crash.asked ??= report.reportNo;
+    say(report);
+    try {
+      const answer = await monitor.nodeActive(
+        node.config.formation,
+        ownId(node),
+        report,
+        REPORT_TIMEOUT_MS,
+      );
+      lastContact = now;
+      if (contact === "lost") log.info("The monitor answers again");
+      contact = "fresh";
+      if (over) return;
+      take(answer);
+      if (report.state === "dropped") finish("dropped");
+    } catch (error) {
+      if (error instanceof AppError && error.kind === "dropped") {
+        log.error(errorText(error));
+        finish("dropped");
+        return;
+      }
+      if (contact !== "lost") log.warn(errorText(error));
+      if (contact === "fresh") contact = "lost";
+      if (crash && contact === "lost") crash.considered = true;
+      if (options.failFast && error instanceof Error) finish(error);
+    } finally {
+      reporting = false;
+      wake();
+    }
+  }
+
+  function take(answer: Answer): void {
+    const { state } = node;
+    const stale = answer.goalVersion < state.goalVersion || answer.sync.version < state.syncVersion;
+    if (stale && !monitorIsStale) {
+      log.error(
+        "The monitor offers older goals than this node has seen: it was restored from the past. Nothing is done until it's recovered.",
+      );
+    }
+    monitorIsStale = stale;
+    if (stale) return;
+    if (
+      JSON.stringify(node.answer?.nodes.map(({ lsn: _, ...peer }) => peer)) !==
+      JSON.stringify(answer.nodes.map(({ lsn: _, ...peer }) => peer))
+    ) {
+      choresDue = true;
+    }
+    node.answer = answer;
+    if (crash?.asked !== undefined && answer.decidedReport >= crash.asked) crash.considered = true;
+    if (
+      answer.goalVersion !== state.goalVersion ||
+      answer.goal !== state.goal ||
+      state.name !== answer.name
+    ) {
+      try {
+        save(node, {
+          goal: answer.goal,
+          goalVersion: answer.goalVersion,
+          nodeId: answer.nodeId,
+          groupId: answer.groupId,
+          name: answer.name,
+        });
+        backOffUntil = Number.NEGATIVE_INFINITY;
+      } catch (error) {
+        log.error(errorText(error));
+      }
+    }
+  }
+
+  // ---------------------------------------------------------------- acting
+
+  function begin(
+    name: string,
+    to: NodeState | undefined,
+    action: (signal: AbortSignal) => Promise<void>,
+    after?: () => void,
+  ): void {
+    const controller = new AbortController();
+    const run = async (): Promise<void> => {
+      try {
+        await action(controller.signal);
+        after?.();
+      } catch (error) {
+        if (controller.signal.aborted) {
+          log.info(`Given up: ${name}`);
+          return;
+        }
+        backOffUntil = monotonicMs() + policy().heartbeatMs;
+        log.error(`${name}: ${errorText(error)}`);
+        if (options.failFast && error instanceof Error && to !== undefined) finish(error);
+      } finally {
+        task = undefined;
+        reportWanted = true;
+        wake();
+      }
+    };
+    task = { name, to, controller, done: Promise.resolve() };
+    task.done = run();
+  }
+
+  function reached(state: NodeState): void {
+    save(node, { state });
+    log.info(`Transition complete: current state is now "${state}"`);
+    choresDue = true;
+    if (options.until?.(state)) finish(state);
+  }
+
+  function roleToStart(): "primary" | "standby" {
+    return canTakeWrites(node.state.state) || node.state.state === "stop_replication"
+      ? "primary"
+      : "standby";
+  }
+
+  /** What a settled node keeps in order: settings, pg_hba.conf, slots, the synchronous set. */
+  async function chores(signal: AbortSignal): Promise<void> {
+    const { state } = node.state;
+    const writes = canTakeWrites(state);
+    if (node.db === undefined) await look(node);
+    if (node.written === undefined) takeOverNames();
+    const hba = writeHba(node);
+    const settings = writeSettings(node, { readOnly: state === "stop_replication" });
+    if (hba || settings) await reloadSettings(node);
+    if (writes || state === "secondary") await maintainSlots(node);
+    const set = node.answer?.sync;
+    if (
+      writes &&
+      state === node.state.goal &&
+      set &&
+      set.primaryId === ownId(node) &&
+      node.sync?.inForce !== true
+    ) {
+      await advanceSync(node, set, signal);
+    }
+    if (writes && !checkpointing) {
+      checkpointing = true;
+      checkpointTimeline(node, signal)
+        .catch((error: unknown) => log.warn(`checkpoint after the promotion: ${errorText(error)}`))
+        .finally(() => {
+          checkpointing = false;
+        });
+    }
+  }
+
+  /** A keeper that has adopted a server takes over the names that are in its settings. */
+  function takeOverNames(): void {
+    const set = node.answer?.sync;
+    if (
+      canTakeWrites(node.state.state) &&
+      set &&
+      set.primaryId === ownId(node) &&
+      node.state.syncVersion === set.version
+    ) {
+      node.written = set;
+    }
+  }
+
+  function act(step: Step, now: number): void {
+    if (step.do === "wait") {
+      if (step.why !== lastWaiting)
+        log[step.why.startsWith("there is no way") ? "error" : "debug"](`Waiting: ${step.why}`);
+      lastWaiting = step.why;
+      return;
+    }
+    lastWaiting = "";
+    switch (step.do) {
+      case "abort":
+        task?.controller.abort(new Error("the goal has changed"));
+        return;
+      case "fence":
+        log.warn(
+          `Neither the monitor nor a standby has been heard of for ${policy().networkPartitionTimeoutMs} ms: this primary stops itself`,
+        );
+        begin("fence", "demote_timeout", async () => {
+          try {
+            save(node, { state: "demote_timeout" });
+          } finally {
+            await stopNode(node, FENCE_STOP);
+          }
+        });
+        return;
+      case "transition": {
+        const [from, to, action, why] = step.row;
+        log.info(`FSM transition from "${from}" to "${to}": ${why}`);
+        begin(
+          `transition to "${to}"`,
+          to,
+          (signal) => TRANSITIONS[action](node, signal),
+          () => reached(to),
+        );
+        return;
+      }
+      case "start":
+        log.info("PostgreSQL is not running, starting it");
+        crash = undefined;
+        begin("start PostgreSQL", undefined, async (signal) => {
+          try {
+            await startNode(node, roleToStart(), signal);
+            unansweredSince = undefined;
+            log.info(`PostgreSQL is running with pid ${node.server?.pid}`);
+          } catch (error) {
+            startFailures += 1;
+            throw error;
+          }
+        });
+        return;
+      case "stop":
+        begin("stop PostgreSQL", undefined, async () => {
+          await stopNode(node, FENCE_STOP);
+          unansweredSince = undefined;
+        });
+        return;
+      case "settle":
+        if (choresDue && node.server?.alive() && now >= backOffUntil) {
+          choresDue = false;
+          begin("keep settings in order", undefined, chores);
+        }
+        return;
+    }
+  }
+
+  // ---------------------------------------------------------------- one turn
+
+  function noticeServer(now: number): void {
+    const server = node.server;
+    if (server !== undefined && !server.alive()) {
+      if (task === undefined && !closing) {
+        log.warn(`PostgreSQL has ended unexpectedly (pid ${server.pid})`);
+        crash = { at: now };
+      }
+      node.server = undefined;
+      closeLocalDb(node);
+      unansweredSince = undefined;
+      reportWanted = true;
+    }
+  }
+
+  /** A keeper without a server: it has just started, or somebody else starts servers here. */
+  function findServer(now: number): void {
+    if (
+      node.server ||
+      task ||
+      node.state.data !== "ready" ||
+      now - lastObserved < policy().heartbeatMs
+    )
+      return;
+    lastObserved = now;
+    if (adoptNode(node)) {
+      log.info(`Found PostgreSQL running with pid ${livePostmaster(node.config.pgdata)?.pid}`);
+      lastObserved = Number.NEGATIVE_INFINITY;
+    } else if (contact === "never") crash ??= { at: now };
+  }
+
+  function turn(): void {
+    if (over) return;
+    const now = monotonicMs();
+    noticeServer(now);
+    findServer(now);
+    const fence = fenceAt();
+    const crashConsidered =
+      crash === undefined || crash.considered === true || now - crash.at >= ASK_TIMEOUT_MS;
+    if (!closing) {
+      const step = nextStep({
+        state: node.state.state,
+        goal: node.state.goal,
+        contact,
+        monitorIsStale,
+        fenced: fence !== undefined && now >= fence,
+        postgres: postgres(now),
+        dataReady: node.state.data === "ready",
+        underWay: task?.to,
+        crashConsidered,
+        backingOff: now < backOffUntil,
+      });
+      // a task without a goal (a start, chores) is short and bounded: it's only given up for the fence
+      if (
+        task === undefined ||
+        (step.do === "abort" && (task.to !== undefined || (fence !== undefined && now >= fence)))
+      )
+        act(step, now);
+    }
+    if (node.server && !observing && now - lastObserved >= policy().heartbeatMs)
+      void observeFresh(now);
+    const reportDue =
+      reportWanted || now - lastReportSent >= policy().heartbeatMs + REPORT_SLACK_MS;
+    const retrying = contact !== "fresh" && now - lastReportSent < policy().heartbeatMs / 4;
+    if (reportDue && !reporting && !retrying) void sendReport(now);
+    if (options.failFast) checkPatience(now);
+
+    const heartbeat = policy().heartbeatMs;
+    const dues = [
+      lastObserved + heartbeat,
+      lastReportSent + heartbeat + REPORT_SLACK_MS,
+      ...(retrying && reportWanted ? [lastReportSent + heartbeat / 4] : []),
+      ...(fence !== undefined ? [fence] : []),
+      ...(crash && !crashConsidered ? [crash.at + ASK_TIMEOUT_MS] : []),
+      ...(now < backOffUntil ? [backOffUntil] : []),
+      ...(unansweredSince !== undefined ? [unansweredSince + policy().postgresTimeoutMs] : []),
+    ].filter((due) => due > now);
+    clearTimeout(timer);
+    timer = setTimeout(turn, Math.max(1, Math.min(...dues, now + heartbeat) - now));
+  }
+
+  function checkPatience(now: number): void {
+    const limits = options.failFast;
+    if (!limits || task) return;
+    const { state, goal } = node.state;
+    if (state === "init" && goal === "init" && now - started > limits.goalTimeoutMs) {
+      finish(
+        new AppError(
+          "timeout",
+          "the monitor's database answers, but nobody assigns this node a goal",
+          {
+            detail: { waited_ms: limits.goalTimeoutMs },
+            hint: "Start the monitor's process with roles/monitor.ts run, then run create again: it continues.",
+          },
+        ),
+      );
+    }
+    if (
+      state === "wait_standby" &&
+      goal === "wait_standby" &&
+      now - started > limits.joinTimeoutMs
+    ) {
+      finish(
+        new AppError("timeout", "the primary is not ready for a standby", {
+          detail: { waited_ms: limits.joinTimeoutMs, primary: upstreamOf(node)?.name },
+          hint: "Check that the primary's keeper runs (roles/keeper.ts run), then run create again: it continues.",
+        }),
+      );
+    }
+  }
+
+  // ---------------------------------------------------------------- signals
+
+  async function shutDown(): Promise<void> {
+    closing = true;
+    task?.controller.abort(new Error("the keeper stops"));
+    await task?.done;
+    log.info("Stopping PostgreSQL");
+    await stopNode(node, CLEAN_STOP);
+    while (reporting) await new Promise<void>((resume) => setImmediate(resume));
+    // a stopped primary is failed over at once, and not after node_timeout
+    if (contact === "fresh") await sendReport(monotonicMs());
+    finish(node.state.state);
+  }
+
+  const onStop = (): void =>
+    void shutDown().catch((error: unknown) =>
+      finish(error instanceof Error ? error : new Error(errorText(error))),
+    );
+  const onLeave = (): void => finish(node.state.state);
+  options.stop.addEventListener("abort", onStop, { once: true });
+  options.leave.addEventListener("abort", onLeave, { once: true });
+  options.onReload?.(() => {
+    log.info("Reloading the settings");
+    choresDue = true;
+    if (node.server) reloadSettings(node).catch((error: unknown) => log.warn(errorText(error)));
+    wake();
+  });
+
+  try {
+    // a hint that something has changed: read again; correctness never depends on it
+    monitor
+      .watch((payload) => {
+        if (concernsUs(node, payload, crash !== undefined)) {
+          reportWanted = true;
+          wake();
+        }
+      })
+      .catch((error: unknown) => log.debug(`LISTEN: ${errorText(error)}`));
+    turn();
+    return await ended.promise;
+  } finally {
+    over = true;
+    clearTimeout(timer);
+    options.stop.removeEventListener("abort", onStop);
+    options.leave.removeEventListener("abort", onLeave);
+    task?.controller.abort(new Error("the keeper ends"));
+    closeLocalDb(node);
+    await monitor[Symbol.asyncDispose]();
+  }
+}
+
+const expire = (ms: number): Promise<never> =>
+  new Promise((_, reject) =>
+    setTimeout(() => reject(new AppError("timeout", "no answer")), ms).unref(),
+  );
+
+/** Whether a notification says more than this node knows. */
+function concernsUs(node: Node, payload: string, asking: boolean): boolean {
+  if (payload === "") return true;
+  let event: Partial<
+    Record<"formation" | "groupId" | "nodeId" | "goalVersion" | "goalState", unknown>
+  >;
+  try {
+    event = JSON.parse(payload);
+  } catch {
+    return false;
+  }
+  if (event.formation !== node.config.formation || event.groupId !== node.state.groupId)
+    return false;
+  if (event.nodeId === node.state.nodeId)
+    return asking || event.goalVersion !== node.state.goalVersion;
+  return peers(node).find(({ nodeId }) => nodeId === event.nodeId)?.goal !== event.goalState;
+}

@@ -1,0 +1,391 @@
+/** One data node as its transitions and its loop see it: durable state, server, settings. */
+import { rmSync } from "node:fs";
+import type { NodePaths } from "../config.ts";
+import { canTakeWrites } from "../fsm.ts";
+import { formatLsn } from "../group/lsn.ts";
+import { standbyName, synchronousStandbyNames } from "../group/quorum.ts";
+import type { SyncSet } from "../group/view.ts";
+import { hbaAddresses, isLoopback, localHbaLines } from "../pg/addresses.ts";
+import type { Binaries } from "../pg/binaries.ts";
+import { controlData } from "../pg/commands.ts";
+import { writeHbaBlock } from "../pg/hba.ts";
+import {
+  createSlot,
+  dropSlot,
+  localTarget,
+  type Observation,
+  observe,
+  reload,
+  reloadTaken,
+} from "../pg/local.ts";
+import {
+  adoptServer,
+  livePostmaster,
+  type Postmaster,
+  type ServerProcess,
+  startServer,
+  stopServer,
+} from "../pg/server.ts";
+import {
+  clearStandbySettings,
+  conninfo,
+  hasStandbySignal,
+  writeManagedSettings,
+  writeStandbySettings,
+} from "../pg/settings.ts";
+import type { Answer, KeeperConfig, KeeperState, Peer } from "../shapes.ts";
+import { AppError, invariant } from "../sys/errors.ts";
+import { logger } from "../sys/log.ts";
+import { waitUntil } from "../sys/retry.ts";
+import { type Db, openDb, parseUri, type Target } from "../sys/sql.ts";
+import { currentUser } from "../sys/user.ts";
+import { saveState } from "./state_file.ts";
+
+export const log = logger("keeper");
+
+export const REPLICATOR = "pgautofailover_replicator";
+export const HEALTH_CHECKER = "pgautofailover_monitor";
+/** Every local statement of the keeper is bounded by this, but for those that say otherwise. */
+export const LOCAL_TIMEOUT_MS = 1000;
+const START_TIMEOUT_MS = 60_000;
+const SLOT_ADVANCE_BYTES = 16n * 1024n * 1024n;
+/** Demotion: fast, then immediate, then SIGKILL; together within group/view.ts FENCE_STOP_MS. */
+export const FENCE_STOP = { fastMs: 600, immediateMs: 300, killMs: 5000 };
+export const CLEAN_STOP = { fastMs: 60_000, immediateMs: 10_000, killMs: 5000 };
+
+/** How far a change of `synchronous_standby_names` has got; in force is a fact of processes, not of files. */
+export type SyncProgress = {
+  readonly set: SyncSet;
+  /** The primary's position after the checkpointer had taken the names over; members must pass it. */
+  readonly fromLsn: bigint | undefined;
+  readonly inForce: boolean;
+};
+
+export type Node = {
+  readonly config: KeeperConfig;
+  readonly paths: NodePaths;
+  readonly binaries: Binaries;
+  state: KeeperState;
+  answer: Answer | undefined;
+  server: ServerProcess | undefined;
+  sync: SyncProgress | undefined;
+  /** The set whose names stand in the settings file. */
+  written: SyncSet | undefined;
+  observation: Observation | undefined;
+  db: Db | undefined;
+  /** Something happened that the loop should look at. */
+  wake: () => void;
+};
+
+/** Makes the change durable, then true. */
+export function save(node: Node, change: Partial<KeeperState>): void {
+  const next = { ...node.state, ...change };
+  saveState(node.paths.state, next);
+  node.state = next;
+}
+
+export function peers(node: Node): readonly Peer[] {
+  return node.answer?.nodes ?? [];
+}
+
+/** The node that standbys follow: the one whose goal is to take writes. */
+export const upstreamOf = (node: Node): Peer | undefined =>
+  peers(node).find(({ goal }) => canTakeWrites(goal));
+
+export function ownId(node: Node): number {
+  invariant(node.state.nodeId !== undefined, "the node has been registered");
+  return node.state.nodeId;
+}
+
+export function localDb(node: Node): Db {
+  if (node.db) return node.db;
+  const postmaster = livePostmaster(node.config.pgdata);
+  if (postmaster === undefined) throw new AppError("postgres", "PostgreSQL is not running");
+  node.db = openDb(localTargetOf(postmaster), { onClose: () => node.wake() });
+  return node.db;
+}
+
+export const localTargetOf = (postmaster: Postmaster): Target =>
+  localTarget(postmaster, {
+    user: currentUser(),
+    database: "postgres",
+    applicationName: "pg_auto_failover keeper",
+  });
+
+export function closeLocalDb(node: Node): void {
+  void node.db?.close().catch(() => undefined);
+  node.db = undefined;
+}
+
+/** One round trip to the local server; the result is also what the next report says. */
+export async function look(node: Node): Promise<Observation> {
+  const seen = await observe(localDb(node));
+  node.observation = seen;
+  return seen;
+}
+
+/** How a standby, pg_basebackup and pg_rewind reach another node; never with a password in it. */
+export function upstreamConninfo(node: Node, upstream: Peer, database = "postgres"): string {
+  return conninfo({
+    host: upstream.host,
+    port: upstream.port,
+    user: REPLICATOR,
+    dbname: database,
+    application_name: standbyName(ownId(node)),
+    connect_timeout: 2,
+    keepalives_idle: 1,
+    keepalives_interval: 1,
+    keepalives_count: 3,
+    tcp_user_timeout: 3000,
+    sslmode: "prefer",
+  });
+}
+
+export function upstreamTarget(upstream: Peer): Target {
+  return {
+    host: upstream.host,
+    port: upstream.port,
+    user: REPLICATOR,
+    database: "postgres",
+    applicationName: "pg_auto_failover keeper",
+    connectTimeoutMs: 2000,
+  };
+}
+
+type Settings = {
+  /** The names to hold in the file; undefined: leave what was written last. */
+  readonly set?: SyncSet;
+  readonly readOnly?: boolean;
+};
+
+const NOBODY: SyncSet = { version: 0, primaryId: 0, members: [], number: 0 };
+
+/** @returns whether the settings file has changed and the server must reload */
+export function writeSettings(
+  node: Node,
+  { set = node.written ?? NOBODY, readOnly = false }: Settings,
+): boolean {
+  const { config } = node;
+  const changed = writeManagedSettings(config.pgdata, {
+    port: String(config.pgport),
+    listen_addresses: isLoopback(config.nodename) ? "localhost" : "*",
+    hot_standby: "on",
+    wal_log_hints: "on",
+    wal_keep_size: "1GB",
+    // both ends notice a dead link within seconds, a standby reconnects at once
+    wal_sender_timeout: "5s",
+    wal_receiver_timeout: "5s",
+    wal_receiver_status_interval: "1s",
+    wal_retrieve_retry_interval: "200ms",
+    password_encryption: "scram-sha-256",
+    recovery_target_timeline: "latest",
+    synchronous_standby_names: synchronousStandbyNames(set),
+    default_transaction_read_only: readOnly ? "on" : "off",
+  });
+  node.written = set;
+  return changed;
+}
+
+/** Who may connect: this machine's own users, the other nodes for replication and rewind, the health check. */
+export function writeHba(node: Node): boolean {
+  const { config } = node;
+  const monitorHost = parseUri(config.monitor).host;
+  const remote = peers(node).filter(({ host }) => !isLoopback(host));
+  const lines = [
+    ...localHbaLines("all", "all", config.auth),
+    ...localHbaLines("replication", REPLICATOR, config.auth),
+    ...hbaAddresses(monitorHost).map(
+      (address) => `host postgres ${HEALTH_CHECKER} ${address} trust`,
+    ),
+    ...remote.flatMap(({ host }) =>
+      hbaAddresses(host).flatMap((address) => [
+        `host replication ${REPLICATOR} ${address} scram-sha-256`,
+        `host postgres ${REPLICATOR} ${address} scram-sha-256`,
+      ]),
+    ),
+  ];
+  return writeHbaBlock(config.pgdata, lines);
+}
+
+/** Follow this node, or nobody; durable before it's said to anyone. */
+export function writeFollowing(node: Node, upstream: Peer | undefined): void {
+  save(node, { following: upstream?.nodeId ?? null });
+  writeStandbySettings(node.config.pgdata, {
+    primaryConninfo: upstream ? upstreamConninfo(node, upstream) : "",
+    primarySlotName: upstream ? standbyName(ownId(node)) : "",
+  });
+}
+
+/**
+ * Starts PostgreSQL in the role that the durable state gives it. A server that has been a standby
+ * never opens read-write without a new timeline: a promotion that has not left its timeline behind
+ * goes back to being a standby that follows nobody, and is tried again.
+ */
+export async function startNode(
+  node: Node,
+  role: "primary" | "standby",
+  signal: AbortSignal,
+): Promise<void> {
+  const { config, binaries, paths } = node;
+  closeLocalDb(node);
+  node.sync = undefined;
+  let asStandby = role === "standby";
+  if (node.state.promotedFrom !== null) {
+    const { timeline } = await controlData(binaries, config.pgdata);
+    if (timeline <= node.state.promotedFrom) asStandby = true;
+  }
+  if (asStandby) {
+    // a promise to follow nobody holds although the files may still say otherwise
+    const upstream = peers(node).find(({ nodeId }) => nodeId === node.state.following);
+    if (upstream || node.state.following === null || !hasStandbySignal(config.pgdata)) {
+      writeFollowing(node, upstream);
+    }
+  }
+  writeHba(node);
+  node.server = await startServer({
+    binaries,
+    pgdata: config.pgdata,
+    port: config.pgport,
+    logFile: paths.postgresLog,
+    timeoutMs: START_TIMEOUT_MS,
+    signal,
+  });
+  void node.server.exited.then(() => node.wake());
+  await look(node);
+}
+
+/** Adopts the server that is there, whoever started it. @returns whether there is one */
+export function adoptNode(node: Node): boolean {
+  if (node.server?.alive()) return true;
+  closeLocalDb(node);
+  node.sync = undefined;
+  node.server = adoptServer(node.config.pgdata);
+  if (node.server) void node.server.exited.then(() => node.wake());
+  return node.server !== undefined;
+}
+
+export async function stopNode(node: Node, bounds: typeof FENCE_STOP): Promise<void> {
+  closeLocalDb(node);
+  const how = await stopServer(node.config.pgdata, bounds);
+  // what was in force stays the truth about what this server has acknowledged
+  node.server = undefined;
+  if (how !== "not running") log.info(`PostgreSQL is stopped (${how})`);
+}
+
+/** Reads the settings again; true once the postmaster has. */
+export async function reloadSettings(node: Node): Promise<void> {
+  await reload(localDb(node));
+}
+
+/**
+ * Writes the assigned names, once a version. They count as in force when the checkpointer has
+ * taken them over and every member has flushed past the position of that moment; until then this
+ * is called again with each observation.
+ *
+ * @returns whether the set is in force
+ */
+export async function advanceSync(node: Node, set: SyncSet, signal: AbortSignal): Promise<boolean> {
+  const names = synchronousStandbyNames(set);
+  if (node.sync?.set.version !== set.version) {
+    const before = node.written;
+    if (before === undefined || synchronousStandbyNames(before) !== names) {
+      log.info(
+        names === ""
+          ? "Disabling synchronous replication"
+          : `Enabling synchronous replication: ${names}`,
+      );
+    }
+    save(node, { syncVersion: Math.max(set.version, node.state.syncVersion) });
+    writeSettings(node, { set });
+    await reloadSettings(node);
+    node.sync = { set, fromLsn: undefined, inForce: set.members.length === 0 };
+  }
+  if (node.sync.inForce) return true;
+  if (node.sync.fromLsn === undefined) {
+    const taken = await reloadTaken(localDb(node), "checkpointer", {
+      timeoutMs: LOCAL_TIMEOUT_MS,
+      signal,
+    });
+    if (!taken) return false;
+    const { lsn } = await look(node);
+    node.sync = { ...node.sync, fromLsn: lsn };
+  }
+  const { fromLsn } = node.sync;
+  invariant(fromLsn !== undefined, "the position has been taken");
+  const seen = await look(node);
+  // whatever else sets the names (ALTER SYSTEM, say) decides, not our file
+  if (seen.syncNames !== names) return false;
+  const passed = set.members.every((member) =>
+    seen.standbys.some(
+      ({ applicationName, syncState, flushLsn }) =>
+        applicationName === standbyName(member) &&
+        (syncState === "sync" || syncState === "quorum") &&
+        flushLsn !== undefined &&
+        flushLsn >= fromLsn,
+    ),
+  );
+  if (passed) node.sync = { ...node.sync, inForce: true };
+  return passed;
+}
+
+/** Waits for the set to be in force; the standby's replies come at least once a second. */
+export async function enforceSync(node: Node, set: SyncSet, signal: AbortSignal): Promise<void> {
+  await waitUntil(async () => ((await advanceSync(node, set, signal)) ? true : undefined), {
+    timeoutMs: 10_000,
+    everyMs: 10,
+    signal,
+    what: "the synchronous standby to have flushed what the primary has",
+  });
+}
+
+/** What the next report says is in force; nothing while it can't be proven. */
+export function syncInForce(node: Node): SyncSet | null {
+  return node.sync?.inForce ? node.sync.set : null;
+}
+
+const OUR_SLOT = /^pgautofailover_standby_\d+$/;
+
+/** One slot for each other node: created when missing, moved along on a standby, dropped with its node. */
+export async function maintainSlots(node: Node): Promise<void> {
+  const seen = node.observation;
+  if (seen === undefined) return;
+  const wanted = new Map(peers(node).map((peer) => [standbyName(peer.nodeId), peer]));
+  for (const slot of seen.slots) {
+    if (OUR_SLOT.test(slot.name) && !wanted.has(slot.name) && !slot.active)
+      await dropSlot(localDb(node), slot.name);
+  }
+  for (const [name, peer] of wanted) {
+    const slot = seen.slots.find((candidate) => candidate.name === name);
+    if (slot === undefined) {
+      await createSlot(localDb(node), name);
+    } else if (seen.inRecovery && !slot.active) {
+      const to =
+        seen.replayLsn !== undefined && peer.lsn > seen.replayLsn ? seen.replayLsn : peer.lsn;
+      if (slot.restartLsn !== undefined && to > slot.restartLsn + SLOT_ADVANCE_BYTES) {
+        await localDb(node).query(
+          "select pg_replication_slot_advance($1, $2::text::pg_lsn)",
+          [name, formatLsn(to)],
+          {
+            timeoutMs: LOCAL_TIMEOUT_MS,
+          },
+        );
+      }
+    }
+  }
+}
+
+/** Slots of an earlier life hold back WAL and xmin for nobody. */
+export async function dropOwnSlots(node: Node): Promise<void> {
+  const seen = await look(node);
+  for (const slot of seen.slots) {
+    if (OUR_SLOT.test(slot.name) && !slot.active) await dropSlot(localDb(node), slot.name);
+  }
+}
+
+/** A server that isn't a standby any more must not find the settings of one. */
+export const forgetFollowing = (node: Node): void => {
+  save(node, { following: null });
+  clearStandbySettings(node.config.pgdata);
+};
+
+export const removeTree = (path: string): void => rmSync(path, { recursive: true, force: true });

@@ -1,0 +1,373 @@
+/** The life of a node around its loop: created, run, asked, stopped and dropped. */
+import { existsSync, readdirSync } from "node:fs";
+import {
+  loadKeeperConfig,
+  makeNodeDirectory,
+  type NodePaths,
+  nodePaths,
+  removeNodeDirectory,
+  saveConfig,
+} from "../config.ts";
+import type { NodeState } from "../fsm.ts";
+import { openMonitor } from "../monitor/client.ts";
+import { type Binaries, findBinaries } from "../pg/binaries.ts";
+import { controlData, dataVersion } from "../pg/commands.ts";
+import { observe } from "../pg/local.ts";
+import { livePostmaster, stopServer } from "../pg/server.ts";
+import { hasStandbySignal } from "../pg/settings.ts";
+import type { KeeperConfig, KeeperState } from "../shapes.ts";
+import { AppError, errorText } from "../sys/errors.ts";
+import { acquireLock, isLock, type Lock, lockHolder } from "../sys/lock.ts";
+import { waitUntil } from "../sys/retry.ts";
+import { openDb } from "../sys/sql.ts";
+import { type LoopOptions, runLoop } from "./loop.ts";
+import { CLEAN_STOP, localTargetOf, log, type Node, removeTree, save } from "./node.ts";
+import { loadState, newState, saveState } from "./state_file.ts";
+
+const GOAL_TIMEOUT_MS = 15_000;
+const JOIN_TIMEOUT_MS = 60_000;
+const END_TIMEOUT_MS = 90_000;
+
+/** @throws {AppError} conflict: another process holds it */
+export function lockNode(paths: NodePaths): Lock {
+  const lock = acquireLock(paths.lock);
+  if (isLock(lock)) return lock;
+  throw new AppError("conflict", "another process works on this data directory", {
+    detail: { pid: lock.heldBy, lock: paths.lock },
+    hint: "Stop it first: roles/keeper.ts stop --pgdata DIR.",
+  });
+}
+
+function makeNode(config: KeeperConfig, binaries: Binaries, state: KeeperState): Node {
+  return {
+    config,
+    paths: nodePaths(config.pgdata),
+    binaries,
+    state,
+    answer: undefined,
+    server: undefined,
+    sync: undefined,
+    written: undefined,
+    observation: undefined,
+    db: undefined,
+    wake: () => undefined,
+  };
+}
+
+type Found = { readonly data: KeeperState["data"]; readonly systemIdentifier: string | null };
+
+/** What the operator's PGDATA holds, before anything is touched. */
+async function inspect(config: KeeperConfig, binaries: Binaries): Promise<Found> {
+  const { pgdata } = config;
+  const version = dataVersion(pgdata);
+  if (version === undefined) {
+    if (existsSync(pgdata) && readdirSync(pgdata).length > 0) {
+      throw new AppError(
+        "conflict",
+        "the data directory is not empty, and holds no PostgreSQL cluster",
+        {
+          detail: { pgdata },
+          hint: "Give an empty or missing directory, or one with a complete cluster.",
+        },
+      );
+    }
+    return { data: "none", systemIdentifier: null };
+  }
+  if (version !== binaries.major) {
+    throw new AppError("conflict", "the data directory is of another major version", {
+      detail: { pgdata, data: version, binaries: binaries.major },
+      hint: "Name the right binaries with --pgctl.",
+    });
+  }
+  const { systemIdentifier, checksums, walLogHints } = await controlData(binaries, pgdata);
+  const postmaster = livePostmaster(pgdata);
+  if (postmaster) {
+    if (postmaster.port !== config.pgport) {
+      throw new AppError("usage", "the running server has another port", {
+        detail: { pgport: config.pgport, server: postmaster.port },
+        hint: `Give --pgport ${postmaster.port}.`,
+      });
+    }
+    if (!checksums && !walLogHints) {
+      throw new AppError(
+        "state",
+        "the running server has neither data checksums nor wal_log_hints, which pg_rewind needs",
+        {
+          detail: { pgdata },
+          hint: "Stop the server, or set wal_log_hints = on and restart it, then run create again.",
+        },
+      );
+    }
+    await using db = openDb(localTargetOf(postmaster));
+    const { inRecovery } = await observe(db);
+    if (inRecovery) refuseStandby(pgdata);
+  } else if (hasStandbySignal(pgdata))
+    log.info("The data directory was a standby; it's taken as a copy of the group's primary");
+  return { data: "ready", systemIdentifier };
+}
+
+function refuseStandby(pgdata: string): never {
+  throw new AppError("conflict", "the running server is a standby of another one", {
+    detail: { pgdata },
+    hint: "Stop it; create then takes its data as a copy of the group's primary, or promote it for a new group.",
+  });
+}
+
+export type Created = {
+  readonly state: NodeState;
+  readonly name: string | undefined;
+  readonly nodeId: number | undefined;
+  readonly existed: boolean;
+};
+
+/** The part of the settings that must stay the same when `create` is run again. */
+const SAME: readonly (keyof KeeperConfig)[] = [
+  "pgport",
+  "monitor",
+  "formation",
+  "nodename",
+  "name",
+];
+
+/** @returns the settings as they stand; the flags of a second create must not contradict the first */
+function settleConfig(
+  wanted: KeeperConfig,
+  paths: NodePaths,
+): { config: KeeperConfig; existed: boolean } {
+  if (!existsSync(paths.keeperConfig)) return { config: wanted, existed: false };
+  const config = loadKeeperConfig(wanted.pgdata);
+  const different = SAME.find((key) => wanted[key] !== undefined && wanted[key] !== config[key]);
+  if (different !== undefined) {
+    throw new AppError(
+      "conflict",
+      "this data directory has a keeper already, with other settings",
+      {
+        detail: {
+          setting: different,
+          is: String(config[different]),
+          given: String(wanted[different]),
+        },
+        hint: "Give the same flags to continue, or drop the node first: roles/keeper.ts drop --pgdata DIR.",
+      },
+    );
+  }
+  return { config, existed: true };
+}
+
+/**
+ * Registers the node and brings it to its first place in the group; may be run again after it was
+ * interrupted. A failure before the node has data leaves nothing behind.
+ */
+export async function createNode(
+  wanted: KeeperConfig,
+  signals: { stop: AbortSignal; leave: AbortSignal },
+): Promise<Created> {
+  const paths = nodePaths(wanted.pgdata);
+  if (existsSync(nodePaths(wanted.pgdata).monitorConfig)) {
+    throw new AppError("conflict", "the data directory is that of a monitor", {
+      detail: { pgdata: wanted.pgdata },
+      hint: "A keeper needs a data directory of its own: give another --pgdata.",
+    });
+  }
+  const { config, existed } = settleConfig(wanted, paths);
+  const binaries = await findBinaries({ pgctl: config.pgctl });
+  const known = loadState(paths.state);
+  const found = known ?? (await inspect(config, binaries));
+  const made = !existsSync(paths.directory);
+  makeNodeDirectory(paths);
+  using _lock = lockNode(paths);
+  const node = makeNode(
+    config,
+    binaries,
+    known ?? { ...newState(), data: found.data, systemIdentifier: found.systemIdentifier },
+  );
+  try {
+    await register(node);
+  } catch (error) {
+    if (made) removeNodeDirectory(paths);
+    throw error;
+  }
+  const arrived = (state: NodeState): boolean => state !== "init" && state !== "wait_standby";
+  if (existed && arrived(node.state.state)) {
+    return {
+      state: node.state.state,
+      name: node.state.name,
+      nodeId: node.state.nodeId,
+      existed: true,
+    };
+  }
+  const state = await runLoop(node, {
+    ...signals,
+    until: arrived,
+    failFast: { goalTimeoutMs: GOAL_TIMEOUT_MS, joinTimeoutMs: JOIN_TIMEOUT_MS },
+  });
+  if (!arrived(state))
+    throw new AppError("state", "create was interrupted; run it again to continue", {
+      detail: { state },
+    });
+  return { state, name: node.state.name, nodeId: node.state.nodeId, existed };
+}
+
+/** The identity is durable before the monitor knows it, so that a second try is the same node. */
+async function register(node: Node): Promise<void> {
+  const { config, paths, state } = node;
+  await using monitor = openMonitor(config.monitor);
+  if (loadState(paths.state) === undefined) {
+    // the login, the schema and the formation are checked before anything is written
+    if ((await monitor.databaseOf(config.formation)) === undefined) {
+      throw new AppError("conflict", "the formation does not exist", {
+        detail: { formation: config.formation },
+        hint: "Give the name of an existing formation with --formation.",
+      });
+    }
+    saveState(paths.state, state);
+  }
+  const answer = await monitor.register({
+    formation: config.formation,
+    group: config.group,
+    host: config.nodename,
+    port: config.pgport,
+    name: config.name,
+    identity: state.identity,
+    systemIdentifier: state.systemIdentifier ?? undefined,
+    dbname: config.dbname,
+    candidatePriority: config.candidatePriority,
+    replicationQuorum: config.replicationQuorum,
+  });
+  saveConfig(paths.keeperConfig, config);
+  save(node, {
+    nodeId: answer.nodeId,
+    groupId: answer.groupId,
+    name: answer.name,
+    incarnation: state.incarnation + 1,
+  });
+  node.answer = answer;
+  log.info(
+    `Registered node ${config.nodename}:${config.pgport} with id ${answer.nodeId} in formation "${config.formation}", group ${answer.groupId}`,
+  );
+}
+
+function requireState(paths: NodePaths): KeeperState {
+  const state = loadState(paths.state);
+  if (state?.nodeId !== undefined) return state;
+  throw new AppError("state", "this node has not been registered", {
+    hint: "Run roles/keeper.ts create again: it continues.",
+  });
+}
+
+/** Runs the node until it's stopped. @returns "dropped" when it's no more part of the group */
+export async function runNode(
+  pgdata: string,
+  options: Pick<LoopOptions, "stop" | "leave" | "onReload">,
+): Promise<NodeState> {
+  const config = loadKeeperConfig(pgdata);
+  const paths = nodePaths(pgdata);
+  using _lock = lockNode(paths);
+  const binaries = await findBinaries({ pgctl: config.pgctl });
+  const state = requireState(paths);
+  const version = dataVersion(pgdata);
+  if (version !== undefined && version !== binaries.major) {
+    throw new AppError("conflict", "the data directory is of another major version", {
+      detail: { pgdata, data: version, binaries: binaries.major },
+      hint: "Name the right binaries in keeper.json, or run the old ones.",
+    });
+  }
+  const node = makeNode(config, binaries, state);
+  save(node, { incarnation: state.incarnation + 1 });
+  log.info(
+    `Keeper of node ${state.nodeId} "${state.name}" runs; last known state is "${state.state}"`,
+  );
+  const ended = await runLoop(node, options);
+  if (ended === "dropped" && node.state.state === "dropped") forget(paths);
+  return ended;
+}
+
+/** A dropped node keeps its data, and nothing that would make it come back. */
+const forget = (paths: NodePaths): void => removeNodeDirectory(paths);
+
+export type Status = {
+  readonly keeper: {
+    readonly pid: number | undefined;
+    readonly state: NodeState;
+    readonly goal: NodeState;
+    readonly name: string | undefined;
+    readonly nodeId: number | undefined;
+  };
+  readonly postgres: { readonly pid: number | undefined; readonly port: number };
+  readonly pgdata: string;
+};
+
+/** Reads files only: safe at any time, and without a monitor. */
+export function statusOf(pgdata: string): Status {
+  const config = loadKeeperConfig(pgdata);
+  const paths = nodePaths(pgdata);
+  const state = loadState(paths.state) ?? newState();
+  return {
+    keeper: {
+      pid: lockHolder(paths.lock),
+      state: state.state,
+      goal: state.goal,
+      name: state.name,
+      nodeId: state.nodeId,
+    },
+    postgres: { pid: livePostmaster(pgdata)?.pid, port: config.pgport },
+    pgdata,
+  };
+}
+
+/** Signals the process that holds the lock. @returns its pid; undefined when there is none */
+export function signalRole(pgdata: string, signal: NodeJS.Signals): number | undefined {
+  const pid = lockHolder(nodePaths(pgdata).lock);
+  if (pid !== undefined && pid > 1) process.kill(pid, signal);
+  return pid;
+}
+
+/** SIGTERM to the role's process, and waits until it has let go; a server without one is stopped too. */
+export async function stopRole(pgdata: string): Promise<"stopped" | "was not running"> {
+  const { lock } = nodePaths(pgdata);
+  const pid = signalRole(pgdata, "SIGTERM");
+  if (pid !== undefined) {
+    await waitUntil(() => (lockHolder(lock) === undefined ? true : undefined), {
+      timeoutMs: END_TIMEOUT_MS,
+      everyMs: 20,
+      what: `process ${pid} to end`,
+    });
+  }
+  const how = await stopServer(pgdata, CLEAN_STOP);
+  return pid === undefined && how === "not running" ? "was not running" : "stopped";
+}
+
+/**
+ * Takes the node out of its group. A running keeper stops PostgreSQL, confirms, and ends; without
+ * one this does it.
+ */
+export async function dropNode(
+  pgdata: string,
+  options: { destroy: boolean; force: boolean },
+): Promise<void> {
+  const config = loadKeeperConfig(pgdata);
+  const paths = nodePaths(pgdata);
+  const state = loadState(paths.state);
+  const running = lockHolder(paths.lock) !== undefined;
+  if (state?.nodeId !== undefined) {
+    try {
+      await using monitor = openMonitor(config.monitor);
+      await monitor.removeNode(state.nodeId, !running);
+    } catch (error) {
+      if (!options.force) throw error;
+      log.warn(`The monitor was not told: ${errorText(error)}`);
+      if (running) await stopRole(pgdata);
+    }
+  }
+  if (running) {
+    await waitUntil(() => (lockHolder(paths.lock) === undefined ? true : undefined), {
+      timeoutMs: END_TIMEOUT_MS,
+      everyMs: 20,
+      what: "the keeper to stop PostgreSQL and end",
+    });
+  }
+  await stopServer(pgdata, CLEAN_STOP);
+  forget(paths);
+  if (options.destroy)
+    for (const path of [pgdata, `${pgdata}.new`, `${pgdata}.old`]) removeTree(path);
+}

@@ -1,0 +1,89 @@
+/** What a keeper does next. Pure; the loop gathers the view and carries the step out. */
+import {
+  type Action,
+  type NodeState,
+  STATE_TRAITS,
+  type Transition,
+  transitionFor,
+} from "../fsm.ts";
+
+export type LocalView = {
+  readonly state: NodeState;
+  readonly goal: NodeState;
+  /** `never`: not since this keeper started. Until then nothing is done but stopping. */
+  readonly contact: "fresh" | "lost" | "never";
+  /** The monitor offers versions lower than were seen before: it was restored from the past. */
+  readonly monitorIsStale: boolean;
+  /** The fence's deadline has passed. */
+  readonly fenced: boolean;
+  /** `hung`: the processes live, but fresh connections go unanswered for postgres_timeout. */
+  readonly postgres: "up" | "down" | "hung";
+  /** PGDATA holds a complete cluster that may be started. */
+  readonly dataReady: boolean;
+  /** The goal of the transition that is under way. */
+  readonly underWay: NodeState | undefined;
+  /** The monitor has considered that PostgreSQL is down, or can't be asked. */
+  readonly crashConsidered: boolean;
+  /** The last attempt has just failed: not before the next heartbeat. */
+  readonly backingOff: boolean;
+};
+
+export type Step =
+  | { readonly do: "fence" | "abort" | "start" | "stop" | "settle" }
+  | { readonly do: "transition"; readonly row: Transition }
+  | { readonly do: "wait"; readonly why: string };
+
+/** Actions that need a running server and don't start one themselves. */
+const NEEDS_SERVER: readonly Action[] = [
+  "prepareReplication",
+  "becomeSingle",
+  "enableSync",
+  "disableSync",
+  "openForWrites",
+];
+
+const wait = (why: string): Step => ({ do: "wait", why });
+
+function startOrWait(view: LocalView): Step {
+  if (!view.dataReady) return wait("the data directory is not complete");
+  if (view.backingOff) return wait("the last start failed");
+  // An eligible standby takes over faster, and more surely, than crash recovery.
+  if (view.state === "primary" && view.goal === "primary" && !view.crashConsidered) {
+    return wait("the monitor is asked what to do about the crash");
+  }
+  return { do: "start" };
+}
+
+/**
+ * Order: the fence goes before everything, then a transition whose goal has changed is given up,
+ * then stopping, and only with fresh contact since the keeper's start anything else.
+ */
+export function nextStep(view: LocalView): Step {
+  const { state, goal, postgres } = view;
+  const traits = STATE_TRAITS[state];
+  if (traits.writes && view.fenced) return { do: view.underWay === undefined ? "fence" : "abort" };
+  if (view.underWay !== undefined) {
+    return view.underWay === goal ? wait("a transition is under way") : { do: "abort" };
+  }
+  if (traits.postgres === "down" && postgres !== "down" && !view.backingOff) return { do: "stop" };
+  if (view.contact === "never")
+    return wait("no contact with the monitor since this keeper started");
+  if (view.monitorIsStale)
+    return wait("the monitor knows less than this node: it was restored from the past");
+  if (goal !== state) {
+    const row = transitionFor(state, goal);
+    if (row === undefined) return wait(`there is no way from "${state}" to "${goal}"`);
+    if (view.backingOff) return wait("the last attempt failed");
+    if (postgres === "down" && NEEDS_SERVER.includes(row[2])) return startOrWait(view);
+    return { do: "transition", row };
+  }
+  if (traits.postgres !== "up") return { do: "settle" };
+  if (postgres === "down") return startOrWait(view);
+  if (postgres === "hung") {
+    // A standby is replaceable; a primary is killed only when somebody takes over.
+    return traits.role === "standby" && !view.backingOff
+      ? { do: "stop" }
+      : wait("PostgreSQL doesn't answer");
+  }
+  return { do: "settle" };
+}

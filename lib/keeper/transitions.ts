@@ -1,0 +1,431 @@
+/**
+ * The actions that the keeper's table names: one short function each. Every one may run twice, may
+ * be cut off at any point, and stops at its signal.
+ */
+import { existsSync, readdirSync, renameSync } from "node:fs";
+import { dirname } from "node:path";
+import type { Action } from "../fsm.ts";
+import { standbyName } from "../group/quorum.ts";
+import type { SyncSet } from "../group/view.ts";
+import { baseBackup, controlData, initdb, rewind } from "../pg/commands.ts";
+import { ensureRoles, promote, reloadTaken } from "../pg/local.ts";
+import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
+import { hasStandbySignal } from "../pg/settings.ts";
+import type { Peer } from "../shapes.ts";
+import { AppError, errorText, invariant } from "../sys/errors.ts";
+import { syncDirectory } from "../sys/files.ts";
+import { waitUntil } from "../sys/retry.ts";
+import { openDb, queryOnce } from "../sys/sql.ts";
+import {
+  adoptNode,
+  advanceSync,
+  CLEAN_STOP,
+  dropOwnSlots,
+  enforceSync,
+  FENCE_STOP,
+  forgetFollowing,
+  localDb,
+  localTargetOf,
+  log,
+  look,
+  maintainSlots,
+  type Node,
+  ownId,
+  reloadSettings,
+  removeTree,
+  save,
+  startNode,
+  stopNode,
+  upstreamConninfo,
+  upstreamOf,
+  upstreamTarget,
+  writeFollowing,
+  writeHba,
+  writeSettings,
+} from "./node.ts";
+import { progressLine } from "./progress.ts";
+
+type Transit = (node: Node, signal: AbortSignal) => Promise<void>;
+
+const INITDB_TIMEOUT_MS = 120_000;
+/** Without any progress; a backup as a whole may take as long as it takes. */
+const BACKUP_STALL_MS = 120_000;
+const SOURCE_READY_MS = 60_000;
+const PROMOTE_TIMEOUT_MS = 60_000;
+const NOBODY: Omit<SyncSet, "version" | "primaryId"> = { members: [], number: 0 };
+
+/** The set that the monitor assigned, when it's meant for this node; else nobody. */
+function assigned(node: Node): SyncSet {
+  const set = node.answer?.sync;
+  invariant(set !== undefined, "the monitor has answered");
+  return set.primaryId === ownId(node)
+    ? set
+    : { ...NOBODY, version: set.version, primaryId: ownId(node) };
+}
+
+const initPrimary: Transit = async (node, signal) => {
+  const { config, binaries } = node;
+  if (node.state.data === "none" && !existsSync(`${config.pgdata}/PG_VERSION`)) {
+    log.info(`Initialising a PostgreSQL cluster at "${config.pgdata}"`);
+    await initdb({ binaries, pgdata: config.pgdata, timeoutMs: INITDB_TIMEOUT_MS, signal });
+  }
+  const { systemIdentifier } = await controlData(binaries, config.pgdata);
+  save(node, { data: "ready", systemIdentifier });
+  writeSettings(node, { set: assigned(node) });
+  writeHba(node);
+  if (adoptNode(node)) await reloadSettings(node);
+  else await startNode(node, "primary", signal);
+  const { inRecovery } = await look(node);
+  if (inRecovery) {
+    throw new AppError("conflict", "the data directory is a standby of another server", {
+      detail: { pgdata: config.pgdata },
+      hint: "Promote that server first, or give an empty directory.",
+    });
+  }
+  await ensureRoles(localDb(node));
+  const dbname = node.answer?.dbname ?? "postgres";
+  const found = await localDb(node).query("select from pg_database where datname = $1", [dbname]);
+  if (found.length > 0) log.info(`Database "${dbname}" already exists, skipping`);
+  else {
+    const [quoted] = await localDb(node).query<{ name: string }>("select quote_ident($1) as name", [
+      dbname,
+    ]);
+    await localDb(node).query(`create database ${quoted?.name}`, [], { timeoutMs: 30_000 });
+  }
+  await look(node);
+};
+
+const prepareReplication: Transit = async (node) => {
+  writeHba(node);
+  await ensureRoles(localDb(node));
+  await reloadSettings(node);
+  await look(node);
+  await maintainSlots(node);
+};
+
+const enableSync: Transit = async (node, signal) => {
+  await enforceSync(node, assigned(node), signal);
+};
+
+const disableSync: Transit = async (node, signal) => {
+  await advanceSync(node, assigned(node), signal);
+};
+
+const becomeSingle: Transit = async (node, signal) => {
+  await advanceSync(node, assigned(node), signal);
+  await look(node);
+  await maintainSlots(node);
+};
+
+/**
+ * This node stops receiving, for good: a promise that is durable before it's carried out. The old
+ * primary can't get an acknowledgement from here any more, whatever it believes.
+ */
+const disconnect: Transit = async (node, signal) => {
+  writeFollowing(node, undefined);
+  if (!adoptNode(node)) {
+    await startNode(node, "standby", signal);
+    return;
+  }
+  await reloadSettings(node);
+  if (!(await reloadTaken(localDb(node), "startup", { timeoutMs: 2000, signal }))) {
+    await stopNode(node, CLEAN_STOP);
+    await startNode(node, "standby", signal);
+  }
+  await waitUntil(async () => ((await look(node)).receiver === undefined ? true : undefined), {
+    timeoutMs: 10_000,
+    everyMs: 5,
+    signal,
+    what: "the walreceiver to end",
+  });
+};
+
+/** Promotes, read-only for ordinary clients until the monitor says that the old primary is fenced. */
+const promoteSelf: Transit = async (node, signal) => {
+  if (node.state.promotedFrom === null) {
+    const { timeline } = node.observation?.inRecovery
+      ? node.observation
+      : await controlData(node.binaries, node.config.pgdata);
+    save(node, { promotedFrom: timeline });
+  }
+  const { promotedFrom } = node.state;
+  writeSettings(node, { set: { ...NOBODY, version: 0, primaryId: ownId(node) }, readOnly: true });
+  if (adoptNode(node)) await reloadSettings(node);
+  else await startNode(node, "standby", signal);
+  let seen = await look(node);
+  if (seen.inRecovery) {
+    await promote(localDb(node), { timeoutMs: PROMOTE_TIMEOUT_MS, signal });
+    seen = await look(node);
+  }
+  if (promotedFrom === null || seen.inRecovery || seen.timeline <= promotedFrom) {
+    throw new AppError("state", "the promotion has not left its timeline behind", {
+      detail: { timeline: seen.timeline, promoted_from: promotedFrom ?? 0 },
+    });
+  }
+  forgetFollowing(node);
+  log.info(`PostgreSQL is promoted: timeline ${promotedFrom} → ${seen.timeline}`);
+  await maintainSlots(node).catch((error: unknown) => log.warn(`slots: ${errorText(error)}`));
+};
+
+const openForWrites: Transit = async (node) => {
+  save(node, { promotedFrom: null });
+  writeSettings(node, {});
+  writeHba(node);
+  await reloadSettings(node);
+};
+
+const stop: Transit = async (node) => {
+  await stopNode(node, FENCE_STOP);
+};
+
+/** Takes writes again after a failover that was called off, or a fence that nobody made use of. */
+const resume: Transit = async (node, signal) => {
+  writeSettings(node, { set: assigned(node) });
+  if (!adoptNode(node)) await startNode(node, "primary", signal);
+  if (node.state.goal === "primary") await enforceSync(node, assigned(node), signal);
+};
+
+const follow: Transit = async (node, signal) => {
+  writeFollowing(node, requireUpstream(node));
+  if (adoptNode(node)) await reloadSettings(node);
+  else await startNode(node, "standby", signal);
+};
+
+function requireUpstream(node: Node): Peer {
+  const upstream = upstreamOf(node);
+  if (upstream) return upstream;
+  throw new AppError("state", "there is no primary to follow", {
+    hint: "The node goes on by itself as soon as its group has one.",
+  });
+}
+
+type Source = {
+  readonly systemIdentifier: string;
+  readonly timeline: number;
+  readonly checkpointTimeline: number;
+  readonly slots: string[];
+};
+
+/** What the primary says of itself; its control file follows a promotion only with a checkpoint. */
+async function askSource(upstream: Peer): Promise<Source | undefined> {
+  const [row] = await queryOnce<{
+    sysid: string;
+    timeline: number;
+    checkpoint: number;
+    slots: string[];
+  }>(
+    upstreamTarget(upstream),
+    `select (select system_identifier::text from pg_control_system()) as sysid,
+       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int as timeline,
+       (select timeline_id from pg_control_checkpoint()) as checkpoint,
+       array(select slot_name::text from pg_replication_slots) as slots`,
+    [],
+    { timeoutMs: 2000 },
+  );
+  return (
+    row && {
+      systemIdentifier: row.sysid,
+      timeline: row.timeline,
+      checkpointTimeline: row.checkpoint,
+      slots: row.slots,
+    }
+  );
+}
+
+/** Waits until the primary can be copied or rewound from: checkpointed on its timeline, our slot there. */
+function sourceReady(node: Node, upstream: Peer, signal: AbortSignal): Promise<Source> {
+  let last: unknown;
+  return waitUntil(
+    async () => {
+      try {
+        const source = await askSource(upstream);
+        const ready =
+          source &&
+          source.checkpointTimeline >= source.timeline &&
+          source.slots.includes(standbyName(ownId(node)));
+        return ready ? source : undefined;
+      } catch (error) {
+        last = error;
+        return undefined;
+      }
+    },
+    {
+      timeoutMs: SOURCE_READY_MS,
+      everyMs: 50,
+      signal,
+      what: "the primary to be ready for a new standby",
+    },
+  ).catch((error: unknown) => {
+    if (last === undefined || signal.aborted) throw error;
+    throw new AppError("postgres", `the primary is not ready for a standby: ${errorText(last)}`, {
+      detail: { host: upstream.host, port: upstream.port },
+      cause: last,
+    });
+  });
+}
+
+function requireSameSystem(node: Node, source: Source): void {
+  const own = node.state.systemIdentifier;
+  if (own === null || own === source.systemIdentifier) return;
+  throw new AppError("conflict", "the data directory belongs to another cluster than the primary", {
+    detail: { pgdata: node.config.pgdata, own, primary: source.systemIdentifier },
+    hint: "Create the node over an empty directory.",
+  });
+}
+
+/** Puts a complete copy in the place of the data directory; goes on where it was cut off. */
+function swapCopy(node: Node): void {
+  const { pgdata } = node.config;
+  const [copy, old] = [`${pgdata}.new`, `${pgdata}.old`];
+  if (existsSync(copy)) {
+    if (existsSync(pgdata)) {
+      removeTree(old);
+      renameSync(pgdata, old);
+    }
+    renameSync(copy, pgdata);
+    syncDirectory(dirname(pgdata));
+  }
+  removeTree(old);
+}
+
+/** A base backup beside the data directory, which is replaced only by a complete one. */
+async function clone(
+  node: Node,
+  upstream: Peer,
+  source: Source,
+  signal: AbortSignal,
+): Promise<void> {
+  const { config, binaries } = node;
+  const copy = `${config.pgdata}.new`;
+  if (node.state.data !== "copied") {
+    // what is there already is no use to a start, but stays until the copy is complete
+    save(node, { data: "copying" });
+    removeTree(copy);
+    log.info(`Copying the primary with pg_basebackup from ${upstream.host}:${upstream.port}`);
+    const progress = progressLine("pg_basebackup");
+    await baseBackup({
+      binaries,
+      target: copy,
+      conninfo: upstreamConninfo(node, upstream),
+      slot: standbyName(ownId(node)),
+      timeoutMs: BACKUP_STALL_MS,
+      signal,
+      onProgress: progress,
+    });
+    save(node, { data: "copied" });
+  }
+  await stopNode(node, FENCE_STOP);
+  swapCopy(node);
+  save(node, { data: "ready", systemIdentifier: source.systemIdentifier });
+}
+
+/** pg_rewind wants a server that was shut down cleanly; it sees to that itself but for a standby. */
+async function recoverStandby(node: Node, signal: AbortSignal): Promise<void> {
+  const { state } = await controlData(node.binaries, node.config.pgdata);
+  if (state.startsWith("shut down") || !hasStandbySignal(node.config.pgdata)) return;
+  writeFollowing(node, undefined);
+  await startNode(node, "standby", signal);
+  await stopNode(node, CLEAN_STOP);
+}
+
+async function rewindFrom(
+  node: Node,
+  upstream: Peer,
+  source: Source,
+  signal: AbortSignal,
+): Promise<void> {
+  const { config, binaries } = node;
+  await recoverStandby(node, signal);
+  const { timeline } = await controlData(binaries, config.pgdata);
+  if (timeline === source.timeline) {
+    log.info(`No rewind is needed: this node is on timeline ${timeline} already`);
+    return;
+  }
+  // pg_rewind runs crash recovery on its own, with whatever the settings say
+  writeSettings(node, { set: { ...NOBODY, version: 0, primaryId: 0 } });
+  removeMisleadingPidFile(config.pgdata);
+  save(node, { data: "rewinding" });
+  log.info(
+    `Rewinding with pg_rewind to ${upstream.host}:${upstream.port}, timeline ${timeline} → ${source.timeline}`,
+  );
+  await rewind({
+    binaries,
+    pgdata: config.pgdata,
+    source: upstreamConninfo(node, upstream),
+    signal,
+    onProgress: progressLine("pg_rewind"),
+  });
+  save(node, { data: "ready" });
+}
+
+async function startAsStandby(node: Node, upstream: Peer, signal: AbortSignal): Promise<void> {
+  node.written = undefined;
+  save(node, { promotedFrom: null });
+  writeSettings(node, { set: { ...NOBODY, version: 0, primaryId: 0 } });
+  writeFollowing(node, upstream);
+  await startNode(node, "standby", signal);
+  await dropOwnSlots(node);
+}
+
+const rewindOrClone: Transit = async (node, signal) => {
+  const upstream = requireUpstream(node);
+  const source = await sourceReady(node, upstream, signal);
+  requireSameSystem(node, source);
+  await stopNode(node, FENCE_STOP);
+  if (node.state.data === "ready") {
+    try {
+      await rewindFrom(node, upstream, source, signal);
+    } catch (error) {
+      if (signal.aborted) throw error;
+      log.warn(`pg_rewind failed, falling back to pg_basebackup: ${errorText(error)}`);
+      save(node, { data: "copying" });
+    }
+  }
+  if (node.state.data !== "ready") await clone(node, upstream, source, signal);
+  await startAsStandby(node, upstream, signal);
+};
+
+const initStandby: Transit = async (node, signal) => {
+  const upstream = requireUpstream(node);
+  const source = await sourceReady(node, upstream, signal);
+  if (node.state.data === "none" || node.state.data === "copying" || node.state.data === "copied") {
+    const there = existsSync(node.config.pgdata) && readdirSync(node.config.pgdata).length > 0;
+    invariant(!there || node.state.data !== "none", "create has seen an empty data directory");
+    await clone(node, upstream, source, signal);
+    await startAsStandby(node, upstream, signal);
+    return;
+  }
+  await rewindOrClone(node, signal);
+};
+
+const record: Transit = async () => undefined;
+
+export const TRANSITIONS: Readonly<Record<Action, Transit>> = {
+  initPrimary,
+  initStandby,
+  record,
+  prepareReplication,
+  becomeSingle,
+  enableSync,
+  disableSync,
+  disconnect,
+  promote: promoteSelf,
+  openForWrites,
+  stop,
+  resume,
+  follow,
+  rewindOrClone,
+};
+
+/** After a promotion: standbys can rewind to this node once its control file knows the timeline. */
+export async function checkpointTimeline(node: Node, signal: AbortSignal): Promise<void> {
+  const [row] = await localDb(node).query<{ behind: boolean }>(
+    `select (select timeline_id from pg_control_checkpoint()) <
+       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int as behind`,
+  );
+  if (!row?.behind) return;
+  const postmaster = livePostmaster(node.config.pgdata);
+  if (!postmaster) return;
+  await using db = openDb(localTargetOf(postmaster));
+  await db.query("CHECKPOINT", [], { timeoutMs: 600_000, signal });
+}
