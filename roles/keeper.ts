@@ -1,0 +1,196 @@
+#!/usr/bin/env -S bun --no-env-file
+/** keeper: the agent beside one PostgreSQL. */
+import { defineCommand } from "citty";
+import { parseCount, parsePort, requireMonitorUri, resolvePgdata } from "../lib/config.ts";
+import {
+  createNode,
+  dropNode,
+  runNode,
+  signalRole,
+  statusOf,
+  stopRole,
+} from "../lib/keeper/setup.ts";
+import { defaultNodename } from "../lib/pg/addresses.ts";
+import { findBinaries } from "../lib/pg/binaries.ts";
+import type { Auth, KeeperConfig } from "../lib/shapes.ts";
+import { answer, commonArgs, exit, logArgs, main } from "../lib/sys/cli.ts";
+import { AppError, EXIT_CODES } from "../lib/sys/errors.ts";
+import { logger } from "../lib/sys/log.ts";
+import { signals } from "../lib/sys/signals.ts";
+import { becomeOwnerOf } from "../lib/sys/user.ts";
+
+const log = logger("keeper");
+const pgdataArg = {
+  pgdata: { type: "string", description: "The node's data directory (or PGDATA)" },
+} as const;
+
+/** The data directory, as the user who owns it. */
+function enter(flag: string | undefined): string {
+  const pgdata = resolvePgdata(flag);
+  becomeOwnerOf(pgdata);
+  return resolvePgdata(pgdata);
+}
+
+async function runForeground(pgdata: string): Promise<void> {
+  if ((await runNode(pgdata, signals())) === "dropped") {
+    log.warn("This node is not part of its group any more");
+    exit(EXIT_CODES.dropped);
+  }
+}
+
+function nodenameOrDefault(flag: string | undefined): string {
+  if (flag !== undefined) return flag;
+  const found = defaultNodename();
+  log.info(`No --nodename given: using the local address ${found}`);
+  return found;
+}
+
+const create = defineCommand({
+  meta: {
+    name: "create",
+    description: "Register a node, and make it the first of its group or a standby",
+  },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    monitor: { type: "string", description: "The monitor's URI (or PG_AUTOCTL_MONITOR)" },
+    nodename: {
+      type: "string",
+      description:
+        "The name or address that other nodes and clients reach this one at (a local address)",
+    },
+    pgport: { type: "string", description: "PostgreSQL's port (5432)" },
+    pgctl: { type: "string", description: "The pg_ctl to use" },
+    name: { type: "string", description: "The node's name (node_ID)" },
+    formation: { type: "string", default: "default", description: "The formation to join" },
+    group: { type: "string", default: "0", description: "The group to join" },
+    dbname: {
+      type: "string",
+      description: "The clients' database (postgres); the first node decides",
+    },
+    candidatePriority: {
+      type: "string",
+      default: "50",
+      description: "0 to 100; 0: never promoted",
+    },
+    replicationQuorum: {
+      type: "enum",
+      options: ["true", "false"],
+      default: "true",
+      description: "Whether commits may wait for this node",
+    },
+    auth: {
+      type: "enum",
+      options: ["trust", "scram-sha-256"],
+      default: "trust",
+      description: "How logins from this very machine are checked; others need scram-sha-256",
+    },
+    run: { type: "boolean", description: "Go on with run" },
+  },
+  async run({ args }) {
+    const pgdata = enter(args.pgdata);
+    const monitor = requireMonitorUri(args.monitor);
+    const pgport = parsePort(args.pgport);
+    const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
+    log.info(`Using PostgreSQL ${binaries.version} in ${binaries.bindir}`);
+    const config: KeeperConfig = {
+      version: 1,
+      pgdata,
+      pgport,
+      pgctl: `${binaries.bindir}/pg_ctl`,
+      nodename: nodenameOrDefault(args.nodename),
+      formation: args.formation,
+      group: parseCount("group", args.group, 1_000_000),
+      monitor,
+      auth: args.auth as Auth,
+      candidatePriority: parseCount("candidate-priority", args.candidatePriority, 100),
+      replicationQuorum: args.replicationQuorum === "true",
+      ...(args.name === undefined ? {} : { name: args.name }),
+      ...(args.dbname === undefined ? {} : { dbname: args.dbname }),
+    };
+    const { stop, leave } = signals();
+    const made = await createNode(config, { stop, leave });
+    const what = `node ${made.nodeId} "${made.name}", state "${made.state}"`;
+    log.info(
+      made.existed && made.state !== "catchingup"
+        ? `The keeper exists already: ${what}`
+        : `Keeper has been successfully initialized: ${what}`,
+    );
+    if (args.run) await runForeground(pgdata);
+  },
+});
+
+const run = defineCommand({
+  meta: { name: "run", description: "Keep the node running in the foreground" },
+  args: { ...pgdataArg, ...logArgs },
+  run: ({ args }) => runForeground(enter(args.pgdata)),
+});
+
+const status = defineCommand({
+  meta: {
+    name: "status",
+    description: "Say what runs and in which state; exit 3 when keeper or PostgreSQL does not run",
+  },
+  args: { ...pgdataArg, ...commonArgs },
+  run({ args }) {
+    const found = statusOf(enter(args.pgdata));
+    const word = (pid: number | undefined) =>
+      pid === undefined ? "not running" : `running with pid ${pid}`;
+    const { keeper, postgres } = found;
+    answer(
+      args.json
+        ? JSON.stringify(found)
+        : `keeper:     ${word(keeper.pid)}\nPostgreSQL: ${word(postgres.pid)}, port ${postgres.port}\nnode:       ${keeper.nodeId ?? "-"} "${keeper.name ?? ""}"\nstate:      ${keeper.state} (goal: ${keeper.goal})`,
+    );
+    if (keeper.pid === undefined || postgres.pid === undefined) exit(3);
+  },
+});
+
+const stop = defineCommand({
+  meta: {
+    name: "stop",
+    description: "Stop the keeper and its PostgreSQL; a standby takes over from a primary",
+  },
+  args: { ...pgdataArg, ...logArgs },
+  async run({ args }) {
+    log.info(`The node ${await stopRole(statusOf(enter(args.pgdata)).pgdata)}`);
+  },
+});
+
+const reload = defineCommand({
+  meta: {
+    name: "reload",
+    description: "Make the keeper, and its PostgreSQL, read their settings again",
+  },
+  args: { ...pgdataArg, ...logArgs },
+  run({ args }) {
+    if (signalRole(statusOf(enter(args.pgdata)).pgdata, "SIGHUP") !== undefined) return;
+    throw new AppError("state", "the keeper is not running", {
+      hint: "Start it with roles/keeper.ts run --pgdata DIR.",
+    });
+  },
+});
+
+const drop = defineCommand({
+  meta: { name: "drop", description: "Take this node out of its group" },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    destroy: { type: "boolean", description: "Remove its data directory too" },
+    force: { type: "boolean", description: "Also when the monitor can't be told" },
+  },
+  async run({ args }) {
+    const { pgdata } = statusOf(enter(args.pgdata));
+    await dropNode(pgdata, { destroy: args.destroy ?? false, force: args.force ?? false });
+    log.info(
+      `The node at "${pgdata}" is removed from its group${args.destroy ? ", and its data directory" : ""}`,
+    );
+  },
+});
+
+await main(
+  defineCommand({
+    meta: { name: "keeper", description: "The keeper: runs one PostgreSQL as the monitor decides" },
+    subCommands: { create, run, status, stop, reload, drop },
+  }),
+);

@@ -1,0 +1,146 @@
+#!/usr/bin/env -S bun --no-env-file
+/** monitor: the witness of a formation, with a PostgreSQL of its own. */
+import { defineCommand } from "citty";
+import {
+  loadMonitorConfig,
+  nodePaths,
+  parsePort,
+  removeNodeDirectory,
+  resolvePgdata,
+} from "../lib/config.ts";
+import { lockNode, stopRole } from "../lib/keeper/setup.ts";
+import {
+  createMonitor,
+  monitorUri,
+  passwordFile,
+  removeMonitor,
+  runMonitor,
+} from "../lib/monitor/instance.ts";
+import { findBinaries } from "../lib/pg/binaries.ts";
+import { livePostmaster } from "../lib/pg/server.ts";
+import type { Auth, MonitorConfig } from "../lib/shapes.ts";
+import { answer, commonArgs, exit, logArgs, main } from "../lib/sys/cli.ts";
+import { lockHolder } from "../lib/sys/lock.ts";
+import { logger } from "../lib/sys/log.ts";
+import { signals } from "../lib/sys/signals.ts";
+import { becomeOwnerOf } from "../lib/sys/user.ts";
+
+const log = logger("monitor");
+const pgdataArg = {
+  pgdata: { type: "string", description: "The monitor's data directory (or PGDATA)" },
+} as const;
+
+/** The data directory, as the user who owns it. */
+function enter(flag: string | undefined): string {
+  const pgdata = resolvePgdata(flag);
+  becomeOwnerOf(pgdata);
+  return resolvePgdata(pgdata);
+}
+
+async function run(config: MonitorConfig): Promise<void> {
+  using _lock = lockNode(nodePaths(config.pgdata));
+  await runMonitor(config, signals().stop);
+}
+
+const create = defineCommand({
+  meta: {
+    name: "create",
+    description: "Make the monitor's PostgreSQL, start it, and print its URI",
+  },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    nodename: {
+      type: "string",
+      default: "localhost",
+      description: "The name that keepers and clients reach it at",
+    },
+    pgport: { type: "string", description: "Its port (5432)" },
+    auth: {
+      type: "enum",
+      options: ["trust", "scram-sha-256"],
+      default: "trust",
+      description: "How keepers on this machine log in; others need scram-sha-256",
+    },
+    pgctl: { type: "string", description: "The pg_ctl to use" },
+    run: { type: "boolean", description: "Go on with run" },
+  },
+  async run({ args }) {
+    const pgdata = enter(args.pgdata);
+    const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
+    const config: MonitorConfig = {
+      version: 1,
+      pgdata,
+      pgport: parsePort(args.pgport),
+      pgctl: `${binaries.bindir}/pg_ctl`,
+      nodename: args.nodename,
+      auth: args.auth as Auth,
+    };
+    const done = await createMonitor(config);
+    log.info(
+      done === "existed" ? "The monitor exists already, and is ready" : "The monitor is ready",
+    );
+    if (config.auth !== "trust")
+      log.info(`The password of autoctl_node is in ${passwordFile(config)}, for PGPASSFILE`);
+    answer(monitorUri(config));
+    if (args.run) await run(config);
+  },
+});
+
+const runCommand = defineCommand({
+  meta: { name: "run", description: "Keep the monitor running in the foreground" },
+  args: { ...pgdataArg, ...logArgs },
+  run: ({ args }) => run(loadMonitorConfig(enter(args.pgdata))),
+});
+
+const status = defineCommand({
+  meta: {
+    name: "status",
+    description: "Say what runs; exit 3 when the monitor's process or its PostgreSQL does not",
+  },
+  args: { ...pgdataArg, ...commonArgs },
+  run({ args }) {
+    const config = loadMonitorConfig(enter(args.pgdata));
+    const found = {
+      pgdata: config.pgdata,
+      uri: monitorUri(config),
+      monitor: { pid: lockHolder(nodePaths(config.pgdata).lock) },
+      postgres: { pid: livePostmaster(config.pgdata)?.pid, port: config.pgport },
+    };
+    const word = (pid: number | undefined) =>
+      pid === undefined ? "not running" : `running with pid ${pid}`;
+    answer(
+      args.json
+        ? JSON.stringify(found)
+        : `monitor:    ${word(found.monitor.pid)}\nPostgreSQL: ${word(found.postgres.pid)}, port ${config.pgport}\nURI:        ${found.uri}`,
+    );
+    if (found.monitor.pid === undefined || found.postgres.pid === undefined) exit(3);
+  },
+});
+
+const stop = defineCommand({
+  meta: { name: "stop", description: "Stop the monitor and its PostgreSQL" },
+  args: { ...pgdataArg, ...logArgs },
+  async run({ args }) {
+    log.info(`The monitor ${await stopRole(loadMonitorConfig(enter(args.pgdata)).pgdata)}`);
+  },
+});
+
+const drop = defineCommand({
+  meta: { name: "drop", description: "Stop the monitor and remove its data directory" },
+  args: { ...pgdataArg, ...logArgs },
+  async run({ args }) {
+    const config = loadMonitorConfig(enter(args.pgdata));
+    await stopRole(config.pgdata);
+    await removeMonitor(config);
+    removeNodeDirectory(nodePaths(config.pgdata));
+    log.info(`The monitor at "${config.pgdata}" is removed`);
+  },
+});
+
+await main(
+  defineCommand({
+    meta: { name: "monitor", description: "The monitor: knows every node, and decides" },
+    subCommands: { create, run: runCommand, status, stop, drop },
+  }),
+);

@@ -1,0 +1,57 @@
+#!/usr/bin/env -S bun --no-env-file
+/** uri: prints one connection string for a formation, to hand to an application. */
+import { defineCommand } from "citty";
+import { locateMonitor } from "../lib/config.ts";
+import { formationUri, URI_FORMATS, type UriFormat } from "../lib/group/uri.ts";
+import { openMonitor } from "../lib/monitor/client.ts";
+import { answer, logArgs, main } from "../lib/sys/cli.ts";
+import { AppError } from "../lib/sys/errors.ts";
+
+const uri = defineCommand({
+  meta: {
+    name: "uri",
+    description: "Print a formation's connection string: it finds the primary by itself",
+  },
+  args: {
+    ...logArgs,
+    pgdata: { type: "string", description: "A node's data directory on this machine (or PGDATA)" },
+    monitor: { type: "string", description: "The monitor's URI (or PG_AUTOCTL_MONITOR)" },
+    formation: { type: "string", description: "The formation (the node's, else default)" },
+    format: {
+      type: "enum",
+      options: [...URI_FORMATS],
+      default: "libpq",
+      description: "libpq, keyword, jdbc or json",
+    },
+    username: { type: "string", description: "The login to put into it" },
+    sslmode: { type: "string", description: "libpq's sslmode" },
+  },
+  async run({ args }) {
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    const database = await monitor.databaseOf(at.formation);
+    const nodes = await monitor.state(at.formation);
+    if (database === undefined || nodes.length === 0) {
+      throw new AppError("state", "the formation has no nodes", {
+        detail: { formation: at.formation },
+        hint: "Give another --formation, or create nodes with roles/keeper.ts create.",
+      });
+    }
+    answer(
+      formationUri(
+        {
+          hosts: nodes.map(({ nodehost, nodeport }) => ({ host: nodehost, port: nodeport })),
+          database,
+          user: args.username,
+          parameters: {
+            target_session_attrs: "read-write",
+            ...(args.sslmode === undefined ? {} : { sslmode: args.sslmode }),
+          },
+        },
+        args.format as UriFormat,
+      ),
+    );
+  },
+});
+
+await main(uri);
