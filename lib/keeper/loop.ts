@@ -46,6 +46,9 @@ const ASK_TIMEOUT_MS = 1000;
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 
+/** From the moment that a candidate is cut off until writes open on it. */
+const READ_ONLY: readonly NodeState[] = ["prepare_promotion", "stop_replication"];
+
 export type LoopOptions = {
   /** SIGTERM: stop PostgreSQL, say so, end. */
   readonly stop: AbortSignal;
@@ -336,20 +339,19 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     const { state } = node.state;
     const writes = canTakeWrites(state);
     if (node.db === undefined) await look(node);
-    if (node.written === undefined) takeOverNames();
+    const set = node.answer?.sync;
+    const ours = writes && set?.primaryId === ownId(node) ? set : undefined;
+    if (node.written === undefined && ours) {
+      // a keeper that has adopted a server takes over the names that are in its settings
+      if (ours.version === node.state.syncVersion) node.written = ours;
+      else await advanceSync(node, ours, signal);
+    }
     const hba = writeHba(node);
-    const settings = writeSettings(node, { readOnly: state === "stop_replication" });
+    const settings = writeSettings(node, { readOnly: READ_ONLY.includes(state) });
     if (hba || settings) await reloadSettings(node);
     if (writes || state === "secondary") await maintainSlots(node);
-    const set = node.answer?.sync;
-    if (
-      writes &&
-      state === node.state.goal &&
-      set &&
-      set.primaryId === ownId(node) &&
-      node.sync?.inForce !== true
-    ) {
-      await advanceSync(node, set, signal);
+    if (ours && state === node.state.goal && node.sync?.inForce !== true) {
+      await advanceSync(node, ours, signal);
     }
     if (writes && !checkpointing) {
       checkpointing = true;
@@ -358,19 +360,6 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         .finally(() => {
           checkpointing = false;
         });
-    }
-  }
-
-  /** A keeper that has adopted a server takes over the names that are in its settings. */
-  function takeOverNames(): void {
-    const set = node.answer?.sync;
-    if (
-      canTakeWrites(node.state.state) &&
-      set &&
-      set.primaryId === ownId(node) &&
-      node.state.syncVersion === set.version
-    ) {
-      node.written = set;
     }
   }
 
@@ -582,7 +571,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     // a hint that something has changed: read again; correctness never depends on it
     monitor
       .watch((payload) => {
-        if (concernsUs(node, payload, crash !== undefined)) {
+        if (concernsUs(node, payload, crash?.asked !== undefined && crash.considered !== true)) {
           reportWanted = true;
           wake();
         }

@@ -27,7 +27,6 @@ import {
   stopServer,
 } from "../pg/server.ts";
 import {
-  clearStandbySettings,
   conninfo,
   hasStandbySignal,
   writeManagedSettings,
@@ -258,10 +257,12 @@ export async function startNode(
 export function adoptNode(node: Node): boolean {
   if (node.server?.alive()) return true;
   closeLocalDb(node);
-  node.sync = undefined;
   node.server = adoptServer(node.config.pgdata);
-  if (node.server) void node.server.exited.then(() => node.wake());
-  return node.server !== undefined;
+  if (node.server === undefined) return false;
+  // what a dead server had in force still says who may take over; a living stranger's isn't known
+  node.sync = undefined;
+  void node.server.exited.then(() => node.wake());
+  return true;
 }
 
 export async function stopNode(node: Node, bounds: typeof FENCE_STOP): Promise<void> {
@@ -295,9 +296,9 @@ export async function advanceSync(node: Node, set: SyncSet, signal: AbortSignal)
           : `Enabling synchronous replication: ${names}`,
       );
     }
-    save(node, { syncVersion: Math.max(set.version, node.state.syncVersion) });
     writeSettings(node, { set });
     await reloadSettings(node);
+    save(node, { syncVersion: Math.max(set.version, node.state.syncVersion) });
     node.sync = { set, fromLsn: undefined, inForce: set.members.length === 0 };
   }
   if (node.sync.inForce) return true;
@@ -377,15 +378,9 @@ export async function maintainSlots(node: Node): Promise<void> {
 /** Slots of an earlier life hold back WAL and xmin for nobody. */
 export async function dropOwnSlots(node: Node): Promise<void> {
   const seen = await look(node);
-  for (const slot of seen.slots) {
-    if (OUR_SLOT.test(slot.name) && !slot.active) await dropSlot(localDb(node), slot.name);
-  }
+  const idle = seen.slots.filter(({ name, active }) => OUR_SLOT.test(name) && !active);
+  for (const { name } of idle) await dropSlot(localDb(node), name);
+  if (idle.length > 0) await look(node);
 }
-
-/** A server that isn't a standby any more must not find the settings of one. */
-export const forgetFollowing = (node: Node): void => {
-  save(node, { following: null });
-  clearStandbySettings(node.config.pgdata);
-};
 
 export const removeTree = (path: string): void => rmSync(path, { recursive: true, force: true });

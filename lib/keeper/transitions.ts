@@ -8,9 +8,9 @@ import type { Action } from "../fsm.ts";
 import { standbyName } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
 import { baseBackup, controlData, initdb, rewind } from "../pg/commands.ts";
-import { ensureRoles, promote, reloadTaken } from "../pg/local.ts";
+import { ensureRoles, promote, reloadTaken, requestReload } from "../pg/local.ts";
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
-import { hasStandbySignal } from "../pg/settings.ts";
+import { clearStandbySettings, hasStandbySignal } from "../pg/settings.ts";
 import type { Peer } from "../shapes.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { syncDirectory } from "../sys/files.ts";
@@ -23,7 +23,6 @@ import {
   dropOwnSlots,
   enforceSync,
   FENCE_STOP,
-  forgetFollowing,
   localDb,
   localTargetOf,
   log,
@@ -52,15 +51,20 @@ const INITDB_TIMEOUT_MS = 120_000;
 const BACKUP_STALL_MS = 120_000;
 const SOURCE_READY_MS = 60_000;
 const PROMOTE_TIMEOUT_MS = 60_000;
-const NOBODY: Omit<SyncSet, "version" | "primaryId"> = { members: [], number: 0 };
+
+/** Nobody to wait for: a standby's names, and those of a server that has just been promoted. */
+const nobody = (node: Node): SyncSet => ({
+  version: 0,
+  primaryId: ownId(node),
+  members: [],
+  number: 0,
+});
 
 /** The set that the monitor assigned, when it's meant for this node; else nobody. */
 function assigned(node: Node): SyncSet {
   const set = node.answer?.sync;
   invariant(set !== undefined, "the monitor has answered");
-  return set.primaryId === ownId(node)
-    ? set
-    : { ...NOBODY, version: set.version, primaryId: ownId(node) };
+  return set.primaryId === ownId(node) ? set : { ...nobody(node), version: set.version };
 }
 
 const initPrimary: Transit = async (node, signal) => {
@@ -123,6 +127,8 @@ const becomeSingle: Transit = async (node, signal) => {
  */
 const disconnect: Transit = async (node, signal) => {
   writeFollowing(node, undefined);
+  // The settings of a promoted server that is not open yet: nothing is left to reload later.
+  writeSettings(node, { set: nobody(node), readOnly: true });
   if (!adoptNode(node)) {
     await startNode(node, "standby", signal);
     return;
@@ -134,7 +140,7 @@ const disconnect: Transit = async (node, signal) => {
   }
   await waitUntil(async () => ((await look(node)).receiver === undefined ? true : undefined), {
     timeoutMs: 10_000,
-    everyMs: 5,
+    everyMs: 2,
     signal,
     what: "the walreceiver to end",
   });
@@ -149,10 +155,10 @@ const promoteSelf: Transit = async (node, signal) => {
     save(node, { promotedFrom: timeline });
   }
   const { promotedFrom } = node.state;
-  writeSettings(node, { set: { ...NOBODY, version: 0, primaryId: ownId(node) }, readOnly: true });
-  if (adoptNode(node)) await reloadSettings(node);
-  else await startNode(node, "standby", signal);
-  let seen = await look(node);
+  const changed = writeSettings(node, { set: nobody(node), readOnly: true });
+  if (!adoptNode(node)) await startNode(node, "standby", signal);
+  else if (changed) await reloadSettings(node);
+  let seen = node.observation ?? (await look(node));
   if (seen.inRecovery) {
     await promote(localDb(node), { timeoutMs: PROMOTE_TIMEOUT_MS, signal });
     seen = await look(node);
@@ -162,16 +168,15 @@ const promoteSelf: Transit = async (node, signal) => {
       detail: { timeline: seen.timeline, promoted_from: promotedFrom ?? 0 },
     });
   }
-  forgetFollowing(node);
   log.info(`PostgreSQL is promoted: timeline ${promotedFrom} → ${seen.timeline}`);
-  await maintainSlots(node).catch((error: unknown) => log.warn(`slots: ${errorText(error)}`));
 };
 
 const openForWrites: Transit = async (node) => {
-  save(node, { promotedFrom: null });
   writeSettings(node, {});
-  writeHba(node);
-  await reloadSettings(node);
+  // each session takes it up with its next statement, a new one at once
+  await requestReload(localDb(node));
+  clearStandbySettings(node.config.pgdata);
+  save(node, { promotedFrom: null });
 };
 
 const stop: Transit = async (node) => {
@@ -342,7 +347,7 @@ async function rewindFrom(
     return;
   }
   // pg_rewind runs crash recovery on its own, with whatever the settings say
-  writeSettings(node, { set: { ...NOBODY, version: 0, primaryId: 0 } });
+  writeSettings(node, { set: nobody(node) });
   removeMisleadingPidFile(config.pgdata);
   save(node, { data: "rewinding" });
   log.info(
@@ -361,7 +366,7 @@ async function rewindFrom(
 async function startAsStandby(node: Node, upstream: Peer, signal: AbortSignal): Promise<void> {
   node.written = undefined;
   save(node, { promotedFrom: null });
-  writeSettings(node, { set: { ...NOBODY, version: 0, primaryId: 0 } });
+  writeSettings(node, { set: nobody(node) });
   writeFollowing(node, upstream);
   await startNode(node, "standby", signal);
   await dropOwnSlots(node);

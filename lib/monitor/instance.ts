@@ -1,5 +1,5 @@
 /** The monitor's own PostgreSQL: created, started, migrated and kept running. */
-import { createHash, createHmac, pbkdf2Sync, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { makeNodeDirectory, nodePaths, removeNodeDirectory, saveConfig } from "../config.ts";
@@ -7,7 +7,7 @@ import { isLoopback, localHbaLines } from "../pg/addresses.ts";
 import { findBinaries } from "../pg/binaries.ts";
 import { dataVersion, initdb } from "../pg/commands.ts";
 import { writeHbaBlock } from "../pg/hba.ts";
-import { localTarget } from "../pg/local.ts";
+import { localTarget, scramVerifier } from "../pg/local.ts";
 import {
   adoptServer,
   livePostmaster,
@@ -47,19 +47,6 @@ const targetOf = (postmaster: Postmaster, database: string): Target =>
     database,
     applicationName: "pg_auto_failover monitor",
   });
-
-/** A SCRAM-SHA-256 verifier, so that no clear password reaches the server or its log (RFC 5802). */
-export function scramVerifier(
-  password: string,
-  salt: Buffer = randomBytes(16),
-  iterations = 4096,
-): string {
-  const salted = pbkdf2Sync(password, salt, iterations, 32, "sha256");
-  const sign = (key: string) => createHmac("sha256", salted).update(key).digest();
-  const stored = createHash("sha256").update(sign("Client Key")).digest("base64");
-  const server = sign("Server Key").toString("base64");
-  return `SCRAM-SHA-256$${iterations}:${salt.toString("base64")}$${stored}:${server}`;
-}
 
 function configure(config: MonitorConfig): void {
   const local = isLoopback(config.nodename);
@@ -116,7 +103,10 @@ async function prepareDatabase(config: MonitorConfig): Promise<void> {
   if (config.auth !== "trust" && !existsSync(passwordFile(config))) {
     const password = randomBytes(24).toString("base64url");
     // text of our own making: a verifier holds no quote
-    await queryOnce(maintenance, `alter role autoctl_node password '${scramVerifier(password)}'`);
+    await queryOnce(
+      maintenance,
+      `alter role autoctl_node password '${scramVerifier(password, randomBytes(16))}'`,
+    );
     writeDurably(
       passwordFile(config),
       `*:${config.pgport}:${MONITOR_DATABASE}:autoctl_node:${password}\n`,

@@ -144,9 +144,10 @@ export async function decideAndWrite(
         row = await readGroup({ query }, key);
         if (row === undefined) return undefined;
       }
-      // A keeper whose server is down waits to hear that its report has been considered.
+      // The keeper of a crashed primary waits to hear that its report has been considered.
       const waiting = row.nodes.filter(
-        (node) => !node.pgRunning && node.decidedReport < node.reportNo,
+        (node) =>
+          node.reported === "primary" && !node.pgRunning && node.decidedReport < node.reportNo,
       );
       for (const node of waiting) {
         await query("update pgautofailover.node set decidedreport = $2 where nodeid = $1", [

@@ -1,11 +1,14 @@
 /** PostgreSQL's programs as functions: initdb, pg_basebackup, pg_rewind, pg_controldata. */
-import { mkdirSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { run } from "../sys/exec.ts";
 import { readIfExists, syncDirectory } from "../sys/files.ts";
 import type { Binaries } from "./binaries.ts";
 import { listProcesses, sendSignal } from "./processes.ts";
+import { livePostmaster, startServer, stopServer } from "./server.ts";
+import { ensureStandbySignal } from "./settings.ts";
 
 const SHORT_COMMAND_MS = 10_000;
 /** The longest a timer can be set for, about 24 days: where only a lack of progress ends a command. */
@@ -330,14 +333,67 @@ export async function baseBackup(options: {
   }
 }
 
+/** States of pg_control in which the files hold all that the server's WAL says. */
+const CLEAN_STATES: readonly string[] = ["shut down", "shut down in recovery"];
+const SETTLE_BOUNDS = { fastMs: 60_000, immediateMs: 5000, killMs: 5000 };
+
+/**
+ * Brings a server that crashed to a clean end, as a standby that follows nobody and that nobody can
+ * reach. What pg_rewind would do instead, a single-user server, refuses the directory of a standby,
+ * and ends with a checkpoint that removes the WAL from which pg_rewind finds its way back.
+ */
+async function settle(options: {
+  readonly binaries: Binaries;
+  readonly pgdata: string;
+  readonly timeoutMs: number;
+  readonly signal: AbortSignal;
+}): Promise<void> {
+  const { binaries, pgdata, timeoutMs, signal } = options;
+  const hidden = mkdtempSync(join(tmpdir(), "pg-"));
+  let failure: unknown;
+  try {
+    await startServer({
+      ...{ binaries, pgdata, timeoutMs, signal },
+      // Only the name of a socket in a directory of its own.
+      port: 5432,
+      logFile: join(hidden, "log"),
+      settings: {
+        listen_addresses: "",
+        unix_socket_directories: hidden,
+        hot_standby: "on",
+        primary_conninfo: "",
+        restore_command: "",
+        archive_mode: "off",
+        logging_collector: "off",
+        wal_keep_size: "1000GB",
+      },
+    });
+  } catch (error) {
+    // It may have replayed everything and wait for news of open transactions before it lets anyone
+    // in: pg_control has the last word.
+    failure = error;
+  } finally {
+    await stopServer(pgdata, SETTLE_BOUNDS);
+    rmSync(hidden, { recursive: true, force: true });
+  }
+  signal.throwIfAborted();
+  const { state } = await controlData(binaries, pgdata);
+  if (!CLEAN_STATES.includes(state)) {
+    throw failure ?? new AppError("postgres", "crash recovery ended early", { detail: { state } });
+  }
+}
+
 /**
  * Takes a stopped server back to where its history and the source's parted, and on along the
- * source's. It brings a server that crashed to a clean end by itself first. Where it fails half-way
- * the directory is good for nothing but a new base backup.
+ * source's. One that crashed is brought to a clean end first.
+ *
+ * It leaves `standby.signal`, whatever happens, so that the directory can't open as a second primary.
+ * Configuration files are the source's afterwards: the caller writes this node's own again. Where it
+ * fails half-way the directory is good for nothing but a new base backup.
  *
  * @param options.source connection string with a database's name, without a password
  * @param options.timeoutMs ms without any output
- * @throws {AppError} postgres: its reason; timeout; or the signal's reason
+ * @throws {AppError} conflict: the server runs; postgres: its reason; timeout; or the signal's reason
  */
 export async function rewind(options: {
   readonly binaries: Binaries;
@@ -347,17 +403,34 @@ export async function rewind(options: {
   readonly onProgress: Progress;
   readonly timeoutMs?: number;
 }): Promise<void> {
-  const { binaries, pgdata, source } = options;
+  const { binaries, pgdata, source, signal, timeoutMs = REWIND_TIMEOUT_MS } = options;
   refusePassword(source);
-  const { code, stderr } = await runWithProgress(
-    [
-      join(binaries.bindir, "pg_rewind"),
-      ...["--target-pgdata", pgdata, "--source-server", source, "--progress"],
-    ],
-    { ...options, timeoutMs: options.timeoutMs ?? REWIND_TIMEOUT_MS },
-  );
-  if (code !== 0) {
-    throw commandError("pg_rewind", code, stderr);
+  const running = livePostmaster(pgdata);
+  if (running) {
+    throw new AppError("conflict", "could not rewind: the server runs", {
+      detail: { pgdata, pid: running.pid },
+    });
+  }
+  ensureStandbySignal(pgdata);
+  try {
+    const { state } = await controlData(binaries, pgdata);
+    if (!CLEAN_STATES.includes(state)) {
+      await settle({ binaries, pgdata, timeoutMs, signal });
+    }
+    const { code, stderr } = await runWithProgress(
+      [
+        join(binaries.bindir, "pg_rewind"),
+        ...["--target-pgdata", pgdata, "--source-server", source, "--progress"],
+        "--no-ensure-shutdown",
+      ],
+      { signal, timeoutMs, onProgress: options.onProgress },
+    );
+    if (code !== 0) {
+      throw commandError("pg_rewind", code, stderr);
+    }
+  } finally {
+    // The source has no such file, so pg_rewind takes it away here too.
+    ensureStandbySignal(pgdata);
   }
 }
 

@@ -234,6 +234,11 @@ export async function reload(db: Db): Promise<void> {
   }
 }
 
+/** As `reload`, for who needn't know when: new sessions have it from the postmaster's next turn on. */
+export async function requestReload(db: Db): Promise<void> {
+  await db.query("SELECT pg_reload_conf()");
+}
+
 /** The waits in which an auxiliary process has looked for a reload just before. */
 const IDLE_WAITS: Readonly<Record<"checkpointer" | "startup", readonly string[]>> = {
   checkpointer: ["CheckpointerMain"],

@@ -60,6 +60,8 @@ export type StartOptions = {
   readonly logFile: string;
   /** ms without any progress of recovery */
   readonly timeoutMs: number;
+  /** win over those in every file, until the server stops */
+  readonly settings?: Readonly<Record<string, string>>;
   readonly signal?: AbortSignal;
 };
 
@@ -251,12 +253,13 @@ function recoveryWatch(pgdata: string, postmasterPid: number): () => boolean {
 type Attempt = { readonly outcome: "ready"; readonly server: ServerProcess } | AttemptFailed;
 type AttemptFailed = { readonly outcome: "failed"; readonly error: AppError };
 
-function spawnServer({ binaries, pgdata, port }: StartOptions, logFd: number) {
+function spawnServer({ binaries, pgdata, port, settings }: StartOptions, logFd: number) {
   const env = Object.fromEntries(
     Object.entries(process.env).filter(([name]) => !NOT_FOR_THE_SERVER.test(name)),
   );
+  const overrides = Object.entries(settings ?? {}).flatMap((pair) => ["-c", pair.join("=")]);
   const child = Bun.spawn(
-    [join(binaries.bindir, "postgres"), "-D", resolve(pgdata), "-p", String(port)],
+    [join(binaries.bindir, "postgres"), "-D", resolve(pgdata), "-p", String(port), ...overrides],
     // A session of its own and files for output: neither a terminal's signals nor our end reach it.
     { stdio: ["ignore", logFd, logFd], env, cwd: "/", detached: true },
   );

@@ -175,9 +175,7 @@ export function writeStandbySettings(
     primary_slot_name: standby.primarySlotName,
     recovery_target_timeline: "latest",
   };
-  if (!hasStandbySignal(pgdata)) {
-    writeDurably(join(pgdata, STANDBY_SIGNAL), "", 0o600);
-  }
+  ensureStandbySignal(pgdata);
   writeOwnFile(join(pgdata, STANDBY_FILE), renderSettings(settings));
   ensureIncludes(pgdata);
   dropAlterSystem(pgdata, Object.keys(settings));
@@ -198,4 +196,11 @@ export function clearStandbySettings(pgdata: string): void {
 
 export function hasStandbySignal(pgdata: string): boolean {
   return existsSync(join(pgdata, STANDBY_SIGNAL));
+}
+
+/** Makes sure that the server's next start is that of a standby, whatever its settings. */
+export function ensureStandbySignal(pgdata: string): void {
+  if (!hasStandbySignal(pgdata)) {
+    writeDurably(join(pgdata, STANDBY_SIGNAL), "", 0o600);
+  }
 }

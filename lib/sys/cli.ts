@@ -291,6 +291,7 @@ function nearest(word: string, candidates: readonly string[]): string | undefine
   let bestDistance = Number.POSITIVE_INFINITY;
   for (const candidate of candidates) {
     const [a, b] = [bare(word), bare(candidate)];
+    if (a.length < 2 || b.length < 2) continue;
     const distance = a.length > 2 && b.startsWith(a) ? 0 : editDistance(a, b);
     if (distance < bestDistance && distance <= Math.max(1, Math.floor(b.length / 3))) {
       best = candidate;

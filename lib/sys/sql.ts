@@ -418,7 +418,9 @@ async function openSocket(target: Target, signal: AbortSignal): Promise<Socket> 
       if (mode === "prefer") return plain;
       throw connectionError("NO_TLS", target, "the server has no TLS");
     }
-    invariant(answer.length === 1, "the server sent more than its answer before encryption began");
+    // Somebody in between could have put it there, to be taken for what comes through the tunnel.
+    if (answer.length > 1)
+      throw connectionError("TLS_FAILED", target, "clear text before encryption");
     const secure = tlsConnect({ socket: plain, ...tlsOptions(target, target.ssl ?? { mode }) });
     sockets.push(secure);
     secure.on("error", give);
@@ -429,7 +431,8 @@ async function openSocket(target: Target, signal: AbortSignal): Promise<Socket> 
     return secure;
   } catch (error) {
     for (const socket of sockets) socket.destroy();
-    throw error;
+    if (signal.aborted || sqlState(error) !== undefined) throw error;
+    throw connectionError("TLS_FAILED", target, errorText(error));
   } finally {
     signal.removeEventListener("abort", abort);
   }
