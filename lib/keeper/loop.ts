@@ -232,6 +232,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       );
       lastContact = now;
       if (contact === "lost") log.info("The monitor answers again");
+      // only from here on can the monitor have considered a crash
+      if (contact !== "fresh" && crash) crash.at = monotonicMs();
       contact = "fresh";
       if (over) return;
       take(answer);
@@ -379,6 +381,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         log.warn(
           `Neither the monitor nor a standby has been heard of for ${policy().networkPartitionTimeoutMs} ms: this primary stops itself`,
         );
+        // what the monitor said before is void: it may have given the group to somebody else since
+        contact = "never";
         begin("fence", "demote_timeout", async () => {
           try {
             save(node, { state: "demote_timeout" });
@@ -471,7 +475,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       const step = nextStep({
         state: node.state.state,
         goal: node.state.goal,
-        contact,
+        contact:
+          contact === "fresh" && now - lastContact >= policy().networkPartitionTimeoutMs
+            ? "lost"
+            : contact,
         monitorIsStale,
         fenced: fence !== undefined && now >= fence,
         postgres: postgres(now),

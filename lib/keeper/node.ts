@@ -227,7 +227,6 @@ export async function startNode(
 ): Promise<void> {
   const { config, binaries, paths } = node;
   closeLocalDb(node);
-  node.sync = undefined;
   let asStandby = role === "standby";
   if (node.state.promotedFrom !== null) {
     const { timeline } = await controlData(binaries, config.pgdata);
@@ -249,6 +248,8 @@ export async function startNode(
     timeoutMs: START_TIMEOUT_MS,
     signal,
   });
+  // until here what the server before had in force was the truth; of this one it must be shown again
+  node.sync = undefined;
   void node.server.exited.then(() => node.wake());
   await look(node);
 }

@@ -10,7 +10,7 @@ import {
 export type LocalView = {
   readonly state: NodeState;
   readonly goal: NodeState;
-  /** `never`: not since this keeper started. Until then nothing is done but stopping. */
+  /** `never`: not since this keeper started, or was fenced. Until then nothing is done but stopping. */
   readonly contact: "fresh" | "lost" | "never";
   /** The monitor offers versions lower than were seen before: it was restored from the past. */
   readonly monitorIsStale: boolean;
@@ -70,6 +70,14 @@ export function nextStep(view: LocalView): Step {
     return wait("no contact with the monitor since this keeper started");
   if (view.monitorIsStale)
     return wait("the monitor knows less than this node: it was restored from the past");
+  // A fenced primary that opened again on the goal it knew from before would be no fence at all.
+  if (
+    view.contact !== "fresh" &&
+    traits.postgres === "down" &&
+    STATE_TRAITS[goal].postgres !== "down"
+  ) {
+    return wait("a stopped node starts nothing without contact with the monitor");
+  }
   if (goal !== state) {
     const row = transitionFor(state, goal);
     if (row === undefined) return wait(`there is no way from "${state}" to "${goal}"`);

@@ -85,12 +85,14 @@ const HINTS: Readonly<Record<string, string>> = {
 
 /** One line for what went wrong between us and the monitor, with the next step. */
 export function monitorError(error: unknown, target: Target): AppError {
-  if (error instanceof AppError && error.kind !== "timeout") return error;
-  const state = sqlState(error) ?? "";
+  const state = sqlState(error);
+  if (state === undefined && error instanceof AppError) return error; // one of our own, said well
   const where = { host: target.host, port: target.port };
   const fail = (kind: AppError["kind"], message: string, hint: string) =>
     new AppError(kind, message, { detail: where, hint, cause: error });
-  const text = errorText(error);
+  const text =
+    error instanceof AppError ? String(error.detail["reason"] ?? error.message) : errorText(error);
+  if (state === undefined) return fail("monitor", `could not ask the monitor: ${text}`, "Check the monitor's log.");
   if (state === "PA010") return fail("dropped", text, HINTS["PA010"] ?? "");
   if (state.startsWith("PA")) {
     return fail(CONFLICTS.has(state) ? "conflict" : "monitor", text, HINTS[state] ?? "");
