@@ -227,6 +227,7 @@ export async function startNode(
 ): Promise<void> {
   const { config, binaries, paths } = node;
   closeLocalDb(node);
+  node.observation = undefined;
   let asStandby = role === "standby";
   if (node.state.promotedFrom !== null) {
     const { timeline } = await controlData(binaries, config.pgdata);

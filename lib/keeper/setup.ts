@@ -13,7 +13,7 @@ import { openMonitor } from "../monitor/client.ts";
 import { type Binaries, findBinaries } from "../pg/binaries.ts";
 import { controlData, dataVersion } from "../pg/commands.ts";
 import { observe } from "../pg/local.ts";
-import { livePostmaster, stopServer } from "../pg/server.ts";
+import { isPortBusy, livePostmaster, stopServer } from "../pg/server.ts";
 import { hasStandbySignal } from "../pg/settings.ts";
 import type { KeeperConfig, KeeperState } from "../shapes.ts";
 import { AppError, errorText } from "../sys/errors.ts";
@@ -172,7 +172,12 @@ export async function createNode(
   const { config, existed } = settleConfig(wanted, paths);
   const binaries = await findBinaries({ pgctl: config.pgctl });
   const known = loadState(paths.state);
+  const arrived = (state: NodeState): boolean => state !== "init" && state !== "wait_standby";
+  if (existed && known && arrived(known.state) && lockHolder(paths.lock) !== undefined) {
+    return { state: known.state, name: known.name, nodeId: known.nodeId, existed };
+  }
   const found = known ?? (await inspect(config, binaries));
+  await requireFreePort(config);
   const made = !existsSync(paths.directory);
   makeNodeDirectory(paths);
   using _lock = lockNode(paths);
@@ -187,7 +192,6 @@ export async function createNode(
     if (made) removeNodeDirectory(paths);
     throw error;
   }
-  const arrived = (state: NodeState): boolean => state !== "init" && state !== "wait_standby";
   if (existed && arrived(node.state.state)) {
     return {
       state: node.state.state,
@@ -206,6 +210,15 @@ export async function createNode(
       detail: { state },
     });
   return { state, name: node.state.name, nodeId: node.state.nodeId, existed };
+}
+
+/** Better now than after a long copy. */
+async function requireFreePort({ pgdata, pgport }: KeeperConfig): Promise<void> {
+  if (livePostmaster(pgdata) !== undefined || !(await isPortBusy(pgport))) return;
+  throw new AppError("conflict", "PostgreSQL's port is in use", {
+    detail: { port: pgport },
+    hint: `Stop what listens on port ${pgport}, or choose another with --pgport.`,
+  });
 }
 
 /** The identity is durable before the monitor knows it, so that a second try is the same node. */

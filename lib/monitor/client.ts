@@ -92,7 +92,8 @@ export function monitorError(error: unknown, target: Target): AppError {
     new AppError(kind, message, { detail: where, hint, cause: error });
   const text =
     error instanceof AppError ? String(error.detail["reason"] ?? error.message) : errorText(error);
-  if (state === undefined) return fail("monitor", `could not ask the monitor: ${text}`, "Check the monitor's log.");
+  if (state === undefined)
+    return fail("monitor", `could not ask the monitor: ${text}`, "Check the monitor's log.");
   if (state === "PA010") return fail("dropped", text, HINTS["PA010"] ?? "");
   if (state.startsWith("PA")) {
     return fail(CONFLICTS.has(state) ? "conflict" : "monitor", text, HINTS[state] ?? "");

@@ -188,8 +188,8 @@ function lastWords(options: StartOptions, logStart: number, startedAtMs: number)
   return lines.slice(-LOG_TAIL_LINES);
 }
 
-/** Whether something listens on that TCP port on any address; asked after a failure only. */
-function isPortBusy(port: number): Promise<boolean> {
+/** Whether something listens on that TCP port on any address. */
+export function isPortBusy(port: number): Promise<boolean> {
   const { promise, resolve } = Promise.withResolvers<boolean>();
   const probe = createServer();
   probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code === "EADDRINUSE"));
@@ -320,22 +320,27 @@ async function attempt(options: StartOptions): Promise<Attempt> {
 }
 
 /**
- * PostgreSQL won't start while the pid in a stale postmaster.pid belongs to some other process of
- * this user, or to a zombie that nobody has reaped; nor does pg_rewind work then. The file is also
- * its guard against orphans of the last server, so it goes only when there are none.
+ * PostgreSQL won't start while the pid in a stale postmaster.pid, or in the lock file of its socket,
+ * belongs to some other process of this user, or to a zombie that nobody has reaped; nor does
+ * pg_rewind work then. postmaster.pid is also its guard against orphans of the last server, so
+ * nothing goes while there are any.
  */
 export function removeMisleadingPidFile(pgdata: string): void {
   const stale = readPostmaster(pgdata);
-  const holder = stale && readProcess(stale.pid);
-  if (holder && (!isAlive(holder) || worksIn(pgdata, holder.pid) === false)) {
-    if (serverProcesses(pgdata, undefined).length === 0) {
-      log.info("Removing a stale postmaster.pid that would keep PostgreSQL from starting", {
-        pid: holder.pid,
-        command: holder.command,
-      });
-      rmSync(join(pgdata, "postmaster.pid"), { force: true });
-    }
+  if (!stale || findLive(pgdata) || serverProcesses(pgdata, undefined).length > 0) return;
+  const misleads = (pid: number): boolean => {
+    const holder = readProcess(pid);
+    return holder !== undefined && (!isAlive(holder) || worksIn(pgdata, pid) === false);
+  };
+  if (!misleads(stale.pid)) return;
+  log.info("Removing a stale postmaster.pid that would keep PostgreSQL from starting", {
+    pid: stale.pid,
+  });
+  const socketLock = join(stale.socketDir, `.s.PGSQL.${stale.port}.lock`);
+  if (stale.socketDir !== "" && Number.parseInt(readIfExists(socketLock) ?? "", 10) === stale.pid) {
+    rmSync(socketLock, { force: true });
   }
+  rmSync(join(pgdata, "postmaster.pid"), { force: true });
 }
 
 /**

@@ -104,8 +104,8 @@ const DEFAULT_TIMEOUT_MS = 2000;
 const RELISTEN_MS = 200;
 
 /** A subscription that brings nothing is asked for a sign of life this often, and given this long to answer. */
-const LISTEN_CHECK_MS = 4000;
-const LISTEN_ANSWER_MS = 3000;
+const LISTEN_CHECK_MS = 3000;
+const LISTEN_ANSWER_MS = 2000;
 
 /** TCP keepalive of an idle connection starts after this time. */
 const KEEPALIVE_MS = 2000;
@@ -591,6 +591,7 @@ function makeSubscriptions(target: Target, closing: AbortSignal): Subscriptions 
 
   const keep = async (): Promise<void> => {
     while (!closing.aborted) {
+      const openedMs = monotonicMs();
       connection = openConnection(target, {
         onLost: () => wake.abort(),
         onNotify: (channel, payload) => {
@@ -608,7 +609,8 @@ function makeSubscriptions(target: Target, closing: AbortSignal): Subscriptions 
       }
       await connection.end();
       for (const subscription of wanted) subscription.active = false;
-      await sleepUntil(closing, RELISTEN_MS);
+      // What has served for a while and is lost is worth a try at once.
+      if (monotonicMs() - openedMs < RELISTEN_MS) await sleepUntil(closing, RELISTEN_MS);
     }
     for (const subscription of wanted) subscription.settled(closing.reason);
   };

@@ -3,20 +3,13 @@ import { join } from "node:path";
 import { monotonicMs } from "../../../lib/sys/clock.ts";
 import { run } from "../../../lib/sys/exec.ts";
 import { waitUntil } from "../../../lib/sys/retry.ts";
+import { isAlive } from "../../helpers/processes.ts";
 
 const timeoutMs = 5000;
 const sh = (script: string) => ["sh", "-c", script];
 
-const lives = (pid: number) => {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
-};
 const gone = (pid: number) =>
-  waitUntil(() => (lives(pid) ? undefined : true), {
+  waitUntil(() => (isAlive(pid) ? undefined : true), {
     timeoutMs: 4000,
     everyMs: 5,
     what: "its end",
@@ -34,7 +27,8 @@ describe("run", () => {
 
   test("environment, folder, input and arguments arrive as they are; messages are untranslated", async () => {
     process.env["RUN_TEST_GONE"] = "there";
-    const script = 'echo "$A,$RUN_TEST_GONE,$LC_ALL,${LANGUAGE-unset},$(pwd),$1,$(cat)"';
+    const script =
+      'echo "$A,$RUN_TEST_GONE,$LC_ALL,$(printenv LANGUAGE || echo unset),$(pwd),$1,$(cat)"';
     const result = await run([...sh(script), "sh", "a b $(c)"], {
       timeoutMs,
       env: { A: "1", RUN_TEST_GONE: undefined },
@@ -74,14 +68,14 @@ describe("run", () => {
     expect(monotonicMs() - startMs).toBeLessThan(900);
   });
 
-  test("what ignores SIGTERM is killed a second later", async () => {
+  test.concurrent("what ignores SIGTERM is killed a second later", async () => {
     const startMs = monotonicMs();
     const pids: number[] = [];
     const script = 'trap "" TERM; echo $$ >&2; while :; do sleep 0.05; done';
     const options = { timeoutMs: 300, onStderrLine: (line: string) => pids.push(Number(line)) };
     await expect(run(sh(script), options)).rejects.toMatchObject({ kind: "timeout" });
     expect(monotonicMs() - startMs).toBeWithin(1200, 2500);
-    expect(pids.map(lives)).toEqual([false]);
+    expect(pids.map(isAlive)).toEqual([false]);
   });
 
   test("an abort ends it with the signal's reason, before and during", async () => {
@@ -94,7 +88,7 @@ describe("run", () => {
     );
   });
 
-  test("a grandchild that keeps the pipes open doesn't hold up the result", async () => {
+  test.concurrent("a grandchild that keeps the pipes open doesn't hold up the result", async () => {
     const startMs = monotonicMs();
     const result = await run(sh("sleep 5 & echo $!"), { timeoutMs });
     expect(monotonicMs() - startMs).toBeLessThan(2500);
@@ -113,7 +107,6 @@ describe("run", () => {
       const child = Number(
         new TextDecoder().decode((await parent.stdout.getReader().read()).value),
       );
-      // It outlives a collection of garbage and a while of idling in the parent.
       parent.kill("SIGKILL");
       await parent.exited;
       if (dieWithParent) await gone(child);
