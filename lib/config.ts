@@ -137,10 +137,11 @@ export function parsePort(flag: string | undefined): number {
   });
 }
 
-/** @throws {AppError} usage: not a whole number from 0 to `max` */
-export function parseCount(name: string, value: string, max: number): number {
-  if (/^\d+$/.test(value) && Number(value) <= max) return Number(value);
-  throw new AppError("usage", `--${name} takes a whole number from 0 to ${max}`, {
+/** @throws {AppError} usage: not a whole number from `min` to `max` */
+export function parseCount(name: string, value: string, max: number, min = 0): number {
+  const count = /^\d+$/.test(value) ? Number(value) : Number.NaN;
+  if (count >= min && count <= max) return count;
+  throw new AppError("usage", `--${name} takes a whole number from ${min} to ${max}`, {
     detail: { [name]: value },
     hint: `Give --${name} a number such as ${Math.min(max, 50)}.`,
   });

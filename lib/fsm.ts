@@ -195,9 +195,13 @@ function matches(conditions: readonly Match[], node: RuleNode): boolean {
  * Rows go before subjects: a row further up wins, whoever it's about.
  *
  * @param subjects every node of the group, by node id
+ * @param rules the table; another one only where the table itself is put to the test
  */
-export function decide(subjects: readonly Subject[]): Decision | undefined {
-  for (const rule of GROUP_RULES) {
+export function decide(
+  subjects: readonly Subject[],
+  rules: readonly GroupRule[] = GROUP_RULES,
+): Decision | undefined {
+  for (const rule of rules) {
     for (const subject of subjects) {
       const { self, primary, facts } = subject;
       if (!matches(rule.self, self)) continue;

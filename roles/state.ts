@@ -75,7 +75,7 @@ const events = defineCommand({
   args: { ...whereArgs, count: { type: "string", default: "10", description: "How many" } },
   async run({ args }) {
     const at = locateMonitor(args);
-    const count = parseCount("count", args.count, 1_000_000);
+    const count = parseCount("count", args.count, 1_000_000, 1);
     await using monitor = openMonitor(at.monitor);
     const rows = await monitor.events(at.formation, count);
     if (args.json) return answer(JSON.stringify(rows, undefined, 2));

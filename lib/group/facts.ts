@@ -1,6 +1,6 @@
 /** GroupView → the facts that the rules read. The only place where thresholds are compared. */
 import type { Decision, Fact, GroupRule, NodeState, Subject } from "../fsm.ts";
-import { canTakeWrites, decide } from "../fsm.ts";
+import { canTakeWrites, decide, GROUP_RULES } from "../fsm.ts";
 import { isInSync } from "./quorum.ts";
 import type { GroupView, NodeView, Policy, SyncSet } from "./view.ts";
 
@@ -111,13 +111,16 @@ const sameSet = (a: SyncSet, b: SyncSet): boolean =>
 export type GroupDecision = Decision & { readonly sync: SyncSet | undefined };
 
 /** What the rules make of a group: goals, and the new synchronous set when it changes. */
-export function decideGroup(view: GroupView): GroupDecision | undefined {
+export function decideGroup(
+  view: GroupView,
+  rules: readonly GroupRule[] = GROUP_RULES,
+): GroupDecision | undefined {
   const leader = primaryOf(view.nodes);
   const subjects = view.nodes.map((self): Subject => {
     const primary = leader?.nodeId === self.nodeId ? undefined : leader;
     return { self, primary, facts: factsOf(self, view, primary) };
   });
-  const decision = decide(subjects);
+  const decision = decide(subjects, rules);
   if (decision === undefined) return undefined;
   const { rule, selfId, goals } = decision;
   if (rule.sync === undefined) return { ...decision, sync: undefined };

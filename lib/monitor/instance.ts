@@ -2,7 +2,13 @@
 import { randomBytes } from "node:crypto";
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { makeNodeDirectory, nodePaths, removeNodeDirectory, saveConfig } from "../config.ts";
+import {
+  loadMonitorConfig,
+  makeNodeDirectory,
+  nodePaths,
+  removeNodeDirectory,
+  saveConfig,
+} from "../config.ts";
 import { isLoopback, localHbaLines } from "../pg/addresses.ts";
 import { findBinaries } from "../pg/binaries.ts";
 import { dataVersion, initdb } from "../pg/commands.ts";
@@ -155,6 +161,20 @@ export async function migrate(
   return missing.length;
 }
 
+function refuseOtherSettings(known: MonitorConfig, given: MonitorConfig): void {
+  for (const key of ["pgport", "nodename", "auth"] as const) {
+    if (known[key] === given[key]) continue;
+    throw new AppError(
+      "conflict",
+      "this data directory has a monitor already, with other settings",
+      {
+        detail: { setting: key, is: known[key], given: given[key] },
+        hint: "Give the same flags, or drop the monitor first: roles/monitor.ts drop --pgdata DIR.",
+      },
+    );
+  }
+}
+
 /** @returns "created", or "existed" when this very monitor was there already */
 export async function createMonitor(config: MonitorConfig): Promise<"created" | "existed"> {
   const paths = nodePaths(config.pgdata);
@@ -173,6 +193,7 @@ export async function createMonitor(config: MonitorConfig): Promise<"created" | 
       hint: "Name the right binaries with --pgctl.",
     });
   }
+  if (ours) refuseOtherSettings(loadMonitorConfig(config.pgdata), config);
   const vacant = !existsSync(config.pgdata) || readdirSync(config.pgdata).length === 0;
   makeNodeDirectory(paths);
   saveConfig(paths.monitorConfig, config);
@@ -198,6 +219,7 @@ export async function createMonitor(config: MonitorConfig): Promise<"created" | 
 /** Runs until `signal` aborts: keeps the instance up and serves all groups. */
 export async function runMonitor(config: MonitorConfig, signal: AbortSignal): Promise<void> {
   let failures = 0;
+  let wasReady = false;
   while (!signal.aborted) {
     try {
       configure(config);
@@ -207,11 +229,13 @@ export async function runMonitor(config: MonitorConfig, signal: AbortSignal): Pr
         `PostgreSQL is running with pid ${server.pid}; the monitor is ready at ${monitorUri(config)}`,
       );
       failures = 0;
+      wasReady = true;
       await watchGroups(targetOf(postmasterOf(config), MONITOR_DATABASE), signal);
       if (!signal.aborted) log.warn("Lost the connection to the monitor's PostgreSQL");
     } catch (error) {
       if (signal.aborted) break;
-      if (error instanceof AppError && error.kind === "conflict") throw error;
+      // a port in use, say: whoever has just started this wants to hear it
+      if (!wasReady && error instanceof AppError && error.kind === "conflict") throw error;
       failures += 1;
       log.error(errorText(error));
       await delay(Math.min(100 * 2 ** failures, 5000), signal).catch(() => undefined);

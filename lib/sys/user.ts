@@ -36,7 +36,14 @@ export function becomeOwnerOf(path: string): void {
       hint: `Run this as ${ownerName}: sudo -u ${ownerName} …`,
     });
   }
-  const owner = statSync(nearestExisting(full)).uid;
+  const there = nearestExisting(full);
+  const owner = statSync(there).uid;
+  if (owner === 0 && there === full) {
+    throw new AppError("permission", "the directory belongs to root, who may not run PostgreSQL", {
+      detail: { path: full },
+      hint: `Give it to the user who shall run PostgreSQL (chown ${POSTGRES_USER} ${full}), or name a directory that doesn't exist yet.`,
+    });
+  }
   const account = owner === 0 ? findAccount(POSTGRES_USER) : findAccount(owner);
   if (account === undefined || account.uid === 0) {
     throw new AppError(

@@ -1,0 +1,100 @@
+/** Sockets to a PostgreSQL server, encrypted or not, that are ours and not the `postgres` package's. */
+
+import { isIP, type NetConnectOpts, connect as netConnect, type Socket } from "node:net";
+import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
+import { errorText } from "./errors.ts";
+import { connectionError, type Ssl, sqlState, type Target } from "./sql_target.ts";
+
+/** TCP keepalive of an idle connection starts after this time. */
+const KEEPALIVE_MS = 2000;
+
+/** Connects, and encrypts if asked to. The socket has a listener for errors, so none of them is ever uncaught. */
+export async function openSocket(target: Target, signal: AbortSignal): Promise<Socket> {
+  const failed = new AbortController();
+  const give = (reason: unknown) => failed.abort(reason);
+  const abort = () => give(signal.reason);
+  signal.addEventListener("abort", abort, { once: true });
+  const sockets: Socket[] = [];
+  try {
+    signal.throwIfAborted();
+    const plain = netConnect(address(target));
+    sockets.push(plain);
+    plain.on("error", give);
+    plain.on("close", () =>
+      give(connectionError("CONNECTION_CLOSED", target, "the server closed the connection")),
+    );
+    await event(plain, "connect", failed.signal);
+    if (!target.host.startsWith("/")) {
+      plain.setNoDelay(true);
+      plain.setKeepAlive(true, KEEPALIVE_MS);
+    }
+    const mode = target.ssl?.mode ?? "disable";
+    if (mode === "disable" || target.host.startsWith("/")) return plain;
+    plain.write(SSL_REQUEST);
+    const [answer] = (await event(plain, "data", failed.signal)) as [Buffer];
+    if (answer[0] !== "S".charCodeAt(0)) {
+      if (mode === "prefer") return plain;
+      throw connectionError("NO_TLS", target, "the server has no TLS");
+    }
+    // Somebody in between could have put it there, to be taken for what comes through the tunnel.
+    if (answer.length > 1)
+      throw connectionError("TLS_FAILED", target, "clear text before encryption");
+    const secure = tlsConnect({ socket: plain, ...tlsOptions(target, target.ssl ?? { mode }) });
+    sockets.push(secure);
+    secure.on("error", give);
+    secure.on("close", () =>
+      give(connectionError("CONNECTION_CLOSED", target, "the server closed the connection")),
+    );
+    await event(secure, "secureConnect", failed.signal);
+    return secure;
+  } catch (error) {
+    for (const socket of sockets) socket.destroy();
+    if (signal.aborted || sqlState(error) !== undefined) throw error;
+    throw connectionError("TLS_FAILED", target, errorText(error));
+  } finally {
+    signal.removeEventListener("abort", abort);
+  }
+}
+
+const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
+
+function address({ host, port }: Target): NetConnectOpts {
+  return host.startsWith("/") ? { path: `${host}/.s.PGSQL.${port}` } : { host, port };
+}
+
+function tlsOptions({ host }: Target, { mode, ca, cert, key }: Ssl): ConnectionOptions {
+  const verify = mode === "verify-ca" || mode === "verify-full";
+  return {
+    host,
+    ...(isIP(host) ? {} : { servername: host }),
+    rejectUnauthorized: verify,
+    ...(mode === "verify-full" ? {} : { checkServerIdentity: () => undefined }),
+    ...(verify && ca !== undefined ? { ca } : {}),
+    ...(cert === undefined ? {} : { cert }),
+    ...(key === undefined ? {} : { key }),
+  };
+}
+
+/** The next event of that name; rejects when `signal` is aborted first. */
+function event(
+  socket: Socket,
+  name: "connect" | "secureConnect" | "data",
+  signal: AbortSignal,
+): Promise<unknown[]> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      socket.off(name, done);
+      reject(signal.reason);
+    };
+    const done = (...values: unknown[]) => {
+      signal.removeEventListener("abort", abort);
+      resolve(values);
+    };
+    if (signal.aborted) {
+      reject(signal.reason);
+      return;
+    }
+    signal.addEventListener("abort", abort, { once: true });
+    socket.once(name, done);
+  });
+}

@@ -1,0 +1,57 @@
+/** Where to connect, and the errors that name it. */
+
+import { AppError, type Detail } from "./errors.ts";
+
+/**
+ * Encryption, with libpq's modes; `ca`, `cert` and `key` are PEM texts, not paths.
+ *
+ * `require` does not verify, `verify-ca` checks the chain (with `ca`, else the system's authorities), `verify-full` also
+ * that the certificate names the host. `prefer` goes on in clear text when the server has no TLS.
+ */
+export type Ssl = {
+  readonly mode: "disable" | "prefer" | "require" | "verify-ca" | "verify-full";
+  readonly ca?: string | undefined;
+  readonly cert?: string | undefined;
+  readonly key?: string | undefined;
+};
+
+/** Where and as whom to connect. */
+export type Target = {
+  /** A name or address; a path is the directory of the server's Unix socket. */
+  readonly host: string;
+  readonly port: number;
+  readonly user: string;
+  readonly database: string;
+  /** Without one, `passwordFor` is asked when the server wants it. */
+  readonly password?: string | undefined;
+  readonly applicationName: string;
+  /** From the first packet until the server is ready for queries. */
+  readonly connectTimeoutMs: number;
+  readonly ssl?: Ssl | undefined;
+  /** Startup parameters, e.g. `statement_timeout`. */
+  readonly settings?: Readonly<Record<string, string>> | undefined;
+};
+
+/** The target as the values of an error. */
+export function where({ host, port }: Target): Detail {
+  return { host, port };
+}
+
+/** There is no connection, or no longer; `code` is what `sqlState` yields. */
+export function connectionError(code: string, target: Target, reason: string): AppError {
+  return new AppError("postgres", "no connection to PostgreSQL", {
+    detail: { code, ...where(target), reason },
+  });
+}
+
+/**
+ * What a failed call failed of: a SQLSTATE, or ECONNREFUSED, ECONNRESET, ENOENT, CONNECT_TIMEOUT, CONNECTION_CLOSED (lost
+ * or ended by the server), CONNECTION_ENDED (closed here), DEADLINE, …; undefined when `error` is not of a connection.
+ */
+export function sqlState(error: unknown): string | undefined {
+  if (!(error instanceof Error)) return undefined;
+  const code =
+    error instanceof AppError ? error.detail["code"] : (error as { code?: unknown }).code;
+  if (typeof code === "string") return code;
+  return error.cause === undefined ? undefined : sqlState(error.cause);
+}
