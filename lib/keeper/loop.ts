@@ -3,7 +3,7 @@
  * at most one of a kind, and whatever ends, arrives or falls due leads to one `turn`, which looks at
  * the clock before anything else.
  */
-import { canTakeWrites, type NodeState } from "../fsm.ts";
+import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
 import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
 import { type MonitorClient, openMonitor } from "../monitor/client.ts";
@@ -46,6 +46,11 @@ const ASK_TIMEOUT_MS = 1000;
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 
+const START = "start PostgreSQL";
+/** A standby that has just been started is looked at this often, until it streams. */
+const EAGER_MS = 50;
+const EAGER_FOR_MS = 5000;
+
 /** From the moment that a candidate is cut off until writes open on it. */
 const READ_ONLY: readonly NodeState[] = ["prepare_promotion", "stop_replication"];
 
@@ -84,6 +89,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let lastReportSent = Number.NEGATIVE_INFINITY;
   let observing = false;
   let lastObserved = Number.NEGATIVE_INFINITY;
+  let eagerUntil = started + EAGER_FOR_MS;
   let unansweredSince: number | undefined;
   let lastReply: number | undefined;
   const replies = new Map<string, string>();
@@ -159,7 +165,11 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         connectTimeoutMs: CHECK_TIMEOUT_MS,
       });
       const seen = await Promise.race([observe(fresh), expire(CHECK_TIMEOUT_MS)]);
+      const streamed = isStreaming(node.observation);
       node.observation = seen;
+      if (isStreaming(seen) !== streamed || now - lastReportSent >= policy().heartbeatMs / 2) {
+        reportWanted = true;
+      }
       unansweredSince = undefined;
       noticeReplies(seen, now);
       startFailures = 0;
@@ -171,9 +181,17 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     } finally {
       observing = false;
       choresDue = true;
-      reportWanted = true;
       wake();
     }
+  }
+
+  /** The next look is due this long after the last. */
+  function observeEveryMs(now: number): number {
+    const eager =
+      now < eagerUntil &&
+      STATE_TRAITS[node.state.state].role === "standby" &&
+      !isStreaming(node.observation);
+    return eager ? EAGER_MS : policy().heartbeatMs;
   }
 
   // ---------------------------------------------------------------- reporting
@@ -194,7 +212,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       timeline: seen?.timeline ?? 0,
       lsn: formatLsn(seen?.lsn ?? 0n),
       syncState: running && seen && !seen.inRecovery ? (best ?? "") : "",
-      streaming: running && (seen?.inRecovery ?? false) && seen?.receiver?.status === "streaming",
+      streaming: running && isStreaming(seen),
       startFailures,
       syncInForce: canTakeWrites(state.state) ? syncInForce(node) : null,
       systemIdentifier: state.systemIdentifier,
@@ -270,6 +288,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     ) {
       choresDue = true;
     }
+    if (node.answer?.sync.version !== answer.sync.version) choresDue = true;
     node.answer = answer;
     if (crash?.asked !== undefined && answer.decidedReport >= crash.asked) crash.considered = true;
     if (
@@ -326,6 +345,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   function reached(state: NodeState): void {
     save(node, { state });
     log.info(`Transition complete: current state is now "${state}"`);
+    eagerUntil = monotonicMs() + EAGER_FOR_MS;
     choresDue = true;
     if (options.until?.(state)) finish(state);
   }
@@ -405,10 +425,11 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       case "start":
         log.info("PostgreSQL is not running, starting it");
         crash = undefined;
-        begin("start PostgreSQL", undefined, async (signal) => {
+        begin(START, undefined, async (signal) => {
           try {
             await startNode(node, roleToStart(), signal);
             unansweredSince = undefined;
+            eagerUntil = monotonicMs() + EAGER_FOR_MS;
             log.info(`PostgreSQL is running with pid ${node.server?.pid}`);
           } catch (error) {
             startFailures += 1;
@@ -468,6 +489,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     const now = monotonicMs();
     noticeServer(now);
     findServer(now);
+    // crash recovery may take minutes; who is told to stop doesn't wait for its end
+    if (task?.name === START && STATE_TRAITS[node.state.goal].postgres === "down") {
+      task.controller.abort(new Error("the goal has changed"));
+    }
     const fence = fenceAt();
     const crashConsidered =
       crash === undefined || crash.considered === true || now - crash.at >= ASK_TIMEOUT_MS;
@@ -504,7 +529,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
 
     const heartbeat = policy().heartbeatMs;
     const dues = [
-      lastObserved + heartbeat,
+      lastObserved + observeEveryMs(now),
       lastReportSent + heartbeat + REPORT_SLACK_MS,
       ...(retrying && reportWanted ? [lastReportSent + heartbeat / 4] : []),
       ...(fence !== undefined ? [fence] : []),
@@ -596,6 +621,9 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     await monitor[Symbol.asyncDispose]();
   }
 }
+
+const isStreaming = (seen: Observation | undefined): boolean =>
+  seen?.inRecovery === true && seen.receiver?.status === "streaming";
 
 const expire = (ms: number): Promise<never> =>
   new Promise((_, reject) =>

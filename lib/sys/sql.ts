@@ -7,15 +7,25 @@
  * frozen server keeps its connections.
  */
 
-import { isIP, type NetConnectOpts, connect as netConnect, type Socket } from "node:net";
-import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
+import type { Socket } from "node:net";
 import postgres from "postgres";
-import { delay, monotonicMs } from "./clock.ts";
-import { AppError, type Detail, errorText, invariant } from "./errors.ts";
-import { passwordFor } from "./pgpass.ts";
+import { AppError, errorText, invariant } from "./errors.ts";
+import { bounded, makeLane, raceAbort } from "./sql_bounds.ts";
+import { makeSubscriptions, type Subscriptions } from "./sql_listen.ts";
+import { passwordFor } from "./sql_password.ts";
+import { openSocket } from "./sql_socket.ts";
+import {
+  type Connection,
+  type ConnectionEvents,
+  connectionError,
+  sqlState,
+  type Target,
+  where,
+} from "./sql_target.ts";
 
-export { type ParsedUri, parseUri } from "./pguri.ts";
-export { passwordFor };
+export { passwordFor } from "./sql_password.ts";
+export { quoteIdentifier, type Ssl, sqlState, type Target } from "./sql_target.ts";
+export { type ParsedUri, parseUri } from "./sql_uri.ts";
 
 /**
  * A row as PostgreSQL sent it. boolean, int2, int4, float, json, timestamptz (Date, milliseconds) and bytea (Buffer)
@@ -94,26 +104,22 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
   let subscriptions: Subscriptions | undefined;
 
   /** Takes the lane, runs `work` on a live connection, and ends that connection if it did not finish in time. */
-  const perform = async <T>(
+  const perform = <T>(
     work: (connection: Connection, remainingMs: () => number) => Promise<T>,
-    { timeoutMs = DEFAULT_TIMEOUT_MS, signal }: CallOptions = {},
-  ): Promise<T> => {
-    const limit = makeLimit(target, timeoutMs, [signal, closing.signal]);
-    let leave: (() => void) | undefined;
-    try {
-      leave = await lane.enter(limit.signal);
-      if (connection === undefined || connection.ended()) {
-        connection = openConnection(target, { onLost: options.onClose });
+    { timeoutMs = DEFAULT_TIMEOUT_MS, signal: caller }: CallOptions = {},
+  ): Promise<T> =>
+    bounded(target, timeoutMs, [caller, closing.signal], async ({ signal, remainingMs }) => {
+      const leave = await lane.enter(signal);
+      try {
+        if (connection === undefined || connection.ended()) {
+          connection = openConnection(target, { onLost: options.onClose });
+        }
+        const mine = connection;
+        return await raceAbort(work(mine, remainingMs), signal, () => mine.end());
+      } finally {
+        leave();
       }
-      const mine = connection;
-      return await raceAbort(work(mine, limit.remainingMs), limit.signal, () => mine.end());
-    } catch (error) {
-      throw limit.signal.aborted ? limit.signal.reason : toAppError(error, target);
-    } finally {
-      limit.clear();
-      leave?.();
-    }
-  };
+    });
 
   const query: Query = (text, params = [], callOptions) =>
     perform((mine) => mine.query(text, params), callOptions);
@@ -127,7 +133,8 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
       perform((mine, remainingMs) => runTransaction(mine, target, body, remainingMs), callOptions),
     listen(channel, onNotify, onListen) {
       if (closing.signal.aborted) return Promise.reject(closing.signal.reason);
-      subscriptions ??= makeSubscriptions(target, closing.signal);
+      const open = (events: ConnectionEvents) => openConnection(target, events);
+      subscriptions ??= makeSubscriptions(target, open, closing.signal);
       return subscriptions.add(channel, onNotify, onListen);
     },
     async close() {
@@ -156,24 +163,7 @@ export async function queryOnce<R extends Row = Row>(
   }
 }
 
-/** `name` as an SQL identifier, quoted. */
-export function quoteIdentifier(name: string): string {
-  return `"${name.replaceAll('"', '""')}"`;
-}
-
 // --- One connection -------------------------------------------------------------------------------------------------
-
-type Connection = {
-  query<R extends Row>(text: string, params: readonly unknown[]): Promise<R[]>;
-  script(text: string): Promise<string>;
-  ended(): boolean;
-  end(): Promise<void>;
-};
-
-type ConnectionEvents = {
-  onLost?: (() => void) | undefined;
-  onNotify?: ((channel: string, payload: string) => void) | undefined;
-};
 
 /** Text in, text out: what a value means is decided by the statement, never by this side. */
 const asSent = (value: unknown) => value as string;
@@ -289,7 +279,7 @@ function openConnection(target: Target, events: ConnectionEvents): Connection {
         tellLost();
         await end();
       }
-      throw error;
+      throw toAppError(error, target);
     }
   };
 
@@ -346,16 +336,11 @@ async function runTransaction<T>(
   remainingMs: () => number,
 ): Promise<T> {
   let open = true;
-  const query: Query = async (text, params = [], { timeoutMs, signal } = {}) => {
+  const query: Query = async (text, params = [], { timeoutMs, signal: caller } = {}) => {
     invariant(open, "a query came after the end of its transaction");
-    const limit = makeLimit(target, timeoutMs ?? remainingMs(), [signal]);
-    try {
-      return await raceAbort(connection.query(text, params), limit.signal, () => connection.end());
-    } catch (error) {
-      throw limit.signal.aborted ? limit.signal.reason : toAppError(error, target);
-    } finally {
-      limit.clear();
-    }
+    return bounded(target, timeoutMs ?? remainingMs(), [caller], ({ signal }) =>
+      raceAbort(connection.query(text, params), signal, () => connection.end()),
+    );
   };
   await connection.script("begin");
   let result: T;
@@ -369,27 +354,21 @@ async function runTransaction<T>(
   open = false;
   const done = await connection.script("commit");
   if (done !== "COMMIT") {
-    throw new AppError(
-      "postgres",
-      "the transaction was rolled back, since one of its statements had failed",
-      {
-        detail: { code: "25P02", ...where(target) },
-      },
-    );
+    const detail = { code: "25P02", ...where(target) };
+    throw new AppError("postgres", "a statement had failed, so nothing was committed", { detail });
   }
   return result;
 }
 
 async function rollBack(connection: Connection, target: Target): Promise<void> {
   if (connection.ended()) return;
-  const limit = makeLimit(target, ROLLBACK_MS, []);
   try {
-    await raceAbort(connection.script("rollback"), limit.signal, () => connection.end());
+    await bounded(target, ROLLBACK_MS, [], ({ signal }) =>
+      raceAbort(connection.script("rollback"), signal, () => connection.end()),
+    );
   } catch {
     // The body's own error is the one to tell; without a connection the server rolls back by itself.
     await connection.end();
-  } finally {
-    limit.clear();
   }
 }
 

@@ -1,5 +1,14 @@
 /** Subscriptions to notifications, kept up for as long as somebody wants them. */
 
+import { delay, monotonicMs } from "./clock.ts";
+import { bounded, raceAbort } from "./sql_bounds.ts";
+import {
+  type Connection,
+  type ConnectionEvents,
+  quoteIdentifier,
+  type Target,
+} from "./sql_target.ts";
+
 /** Between two attempts to subscribe again. */
 const RELISTEN_MS = 200;
 
@@ -7,7 +16,9 @@ const RELISTEN_MS = 200;
 const LISTEN_CHECK_MS = 3000;
 const LISTEN_ANSWER_MS = 2000;
 
-type Subscriptions = {
+/** All subscriptions of one Db, on one connection. */
+export type Subscriptions = {
+  /** See `Db.listen`. */
   add(channel: string, onNotify: (payload: string) => void, onListen: () => void): Promise<void>;
   end(): Promise<void>;
 };
@@ -21,29 +32,31 @@ type Subscription = {
   active: boolean;
 };
 
-function makeSubscriptions(target: Target, closing: AbortSignal): Subscriptions {
+/**
+ * @param open makes a connection that is established by its first statement
+ * @param closing ends it all
+ */
+export function makeSubscriptions(
+  target: Target,
+  open: (events: ConnectionEvents) => Connection,
+  closing: AbortSignal,
+): Subscriptions {
   const wanted: Subscription[] = [];
   let connection: Connection | undefined;
   let wake = new AbortController();
 
-  const bounded = async <T>(work: Promise<T>, timeoutMs: number, on: Connection): Promise<T> => {
-    const limit = makeLimit(target, timeoutMs, [closing]);
-    try {
-      return await raceAbort(work, limit.signal, () => on.end());
-    } catch (error) {
-      throw limit.signal.aborted ? limit.signal.reason : toAppError(error, target);
-    } finally {
-      limit.clear();
-    }
-  };
+  const say = (on: Connection, text: string, timeoutMs: number) =>
+    bounded(target, timeoutMs, [closing], ({ signal }) =>
+      raceAbort(on.script(text), signal, () => on.end()),
+    );
 
   /** Subscribes what is not yet subscribed on a connection, then watches it until it is lost or something is added. */
   const serve = async (on: Connection): Promise<void> => {
     for (;;) {
       for (const subscription of wanted) {
         if (subscription.active) continue;
-        const limitMs = target.connectTimeoutMs + DEFAULT_TIMEOUT_MS;
-        await bounded(on.script(`listen ${quoteIdentifier(subscription.channel)}`), limitMs, on);
+        const channel = quoteIdentifier(subscription.channel);
+        await say(on, `listen ${channel}`, target.connectTimeoutMs + LISTEN_ANSWER_MS);
         subscription.active = true;
         subscription.settled();
         queueMicrotask(subscription.onListen);
@@ -52,14 +65,14 @@ function makeSubscriptions(target: Target, closing: AbortSignal): Subscriptions 
       closing.throwIfAborted();
       if (wake.signal.aborted) wake = new AbortController();
       if (on.ended()) return;
-      await bounded(on.script("select 1"), LISTEN_ANSWER_MS, on);
+      await say(on, "select 1", LISTEN_ANSWER_MS);
     }
   };
 
   const keep = async (): Promise<void> => {
     while (!closing.aborted) {
       const openedMs = monotonicMs();
-      connection = openConnection(target, {
+      connection = open({
         onLost: () => wake.abort(),
         onNotify: (channel, payload) => {
           for (const subscription of wanted) {

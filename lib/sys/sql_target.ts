@@ -55,3 +55,26 @@ export function sqlState(error: unknown): string | undefined {
   if (typeof code === "string") return code;
   return error.cause === undefined ? undefined : sqlState(error.cause);
 }
+
+/** `name` as an SQL identifier, quoted. */
+export function quoteIdentifier(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`;
+}
+
+/** One connection from its making to its end; it is never made again. */
+export type Connection = {
+  /** One statement with parameters: its rows. */
+  query<R extends Record<string, unknown>>(text: string, params: readonly unknown[]): Promise<R[]>;
+  /** Statements without parameters: the last one's command tag, e.g. "COMMIT". */
+  script(text: string): Promise<string>;
+  ended(): boolean;
+  /** Ends it at once; what is under way rejects. */
+  end(): Promise<void>;
+};
+
+/** What a connection tells by itself. */
+export type ConnectionEvents = {
+  /** It was established, and the other side or the network ended it. */
+  readonly onLost?: (() => void) | undefined;
+  readonly onNotify?: ((channel: string, payload: string) => void) | undefined;
+};
