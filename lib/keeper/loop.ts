@@ -5,6 +5,7 @@
  */
 import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
+import { synchronousStandbyNames } from "../group/quorum.ts";
 import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
 import { type MonitorClient, openMonitor } from "../monitor/client.ts";
 import { type Observation, observe } from "../pg/local.ts";
@@ -154,6 +155,17 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     }
   }
 
+  /** Somebody else's names (ALTER SYSTEM): ours are not in force until they're shown to be again. */
+  function distrustNames(seen: Observation): void {
+    const { sync } = node;
+    if (!sync?.inForce || seen.inRecovery || task !== undefined) return;
+    if (seen.syncNames === synchronousStandbyNames(sync.set)) return;
+    log.warn(
+      `synchronous_standby_names is "${seen.syncNames}", which the monitor has not assigned`,
+    );
+    node.sync = undefined;
+  }
+
   async function observeFresh(now: number): Promise<void> {
     observing = true;
     lastObserved = now;
@@ -171,6 +183,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         reportWanted = true;
       }
       unansweredSince = undefined;
+      distrustNames(seen);
       noticeReplies(seen, now);
       startFailures = 0;
     } catch (error) {

@@ -230,8 +230,9 @@ export async function startNode(
   node.observation = undefined;
   let asStandby = role === "standby";
   if (node.state.promotedFrom !== null) {
-    const { timeline } = await controlData(binaries, config.pgdata);
-    if (timeline <= node.state.promotedFrom) asStandby = true;
+    // the end of a promotion is in pg_control long before the checkpoint on its timeline
+    const { reachedTimeline } = await controlData(binaries, config.pgdata);
+    if (reachedTimeline <= node.state.promotedFrom) asStandby = true;
   }
   if (asStandby) {
     // a promise to follow nobody holds although the files may still say otherwise

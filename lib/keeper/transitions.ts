@@ -146,32 +146,42 @@ const disconnect: Transit = async (node, signal) => {
   });
 };
 
-/** Promotes, read-only for ordinary clients until the monitor says that the old primary is fenced. */
-const promoteSelf: Transit = async (node, signal) => {
-  if (node.state.promotedFrom === null) {
-    const { timeline } = node.observation?.inRecovery
-      ? node.observation
-      : await controlData(node.binaries, node.config.pgdata);
-    save(node, { promotedFrom: timeline });
-  }
+/** A promotion that was cut off leaves a standby, and is done again; it's proven by its timeline. */
+async function ensurePromoted(node: Node, signal: AbortSignal): Promise<void> {
   const { promotedFrom } = node.state;
-  const changed = writeSettings(node, { set: nobody(node), readOnly: true });
-  if (!adoptNode(node)) await startNode(node, "standby", signal);
-  else if (changed) await reloadSettings(node);
-  let seen = node.observation ?? (await look(node));
+  invariant(promotedFrom !== null, "the timeline to leave has been saved");
+  let seen = await look(node);
   if (seen.inRecovery) {
     await promote(localDb(node), { timeoutMs: PROMOTE_TIMEOUT_MS, signal });
     seen = await look(node);
   }
-  if (promotedFrom === null || seen.inRecovery || seen.timeline <= promotedFrom) {
+  if (seen.inRecovery || seen.timeline <= promotedFrom) {
     throw new AppError("state", "the promotion has not left its timeline behind", {
-      detail: { timeline: seen.timeline, promoted_from: promotedFrom ?? 0 },
+      detail: { timeline: seen.timeline, promoted_from: promotedFrom },
     });
   }
   log.info(`PostgreSQL is promoted: timeline ${promotedFrom} → ${seen.timeline}`);
+}
+
+/** Promotes, read-only for ordinary clients until the monitor says that the old primary is fenced. */
+const promoteSelf: Transit = async (node, signal) => {
+  if (node.state.promotedFrom === null) {
+    const timeline = node.observation?.inRecovery
+      ? node.observation.timeline
+      : (await controlData(node.binaries, node.config.pgdata)).reachedTimeline;
+    save(node, { promotedFrom: timeline });
+  }
+  const changed = writeSettings(node, { set: nobody(node), readOnly: true });
+  if (!adoptNode(node)) await startNode(node, "standby", signal);
+  else if (changed) await reloadSettings(node);
+  await ensurePromoted(node, signal);
 };
 
-const openForWrites: Transit = async (node) => {
+const openForWrites: Transit = async (node, signal) => {
+  // it may have crashed since, and come back as the standby that it was
+  if (node.state.promotedFrom !== null && node.observation?.inRecovery !== false) {
+    await ensurePromoted(node, signal);
+  }
   writeSettings(node, {});
   // each session takes it up with its next statement, a new one at once
   await requestReload(localDb(node));
@@ -341,7 +351,7 @@ async function rewindFrom(
 ): Promise<void> {
   const { config, binaries } = node;
   await recoverStandby(node, signal);
-  const { timeline } = await controlData(binaries, config.pgdata);
+  const { reachedTimeline: timeline } = await controlData(binaries, config.pgdata);
   if (timeline === source.timeline) {
     log.info(`No rewind is needed: this node is on timeline ${timeline} already`);
     return;

@@ -24,7 +24,10 @@ export type ControlData = {
   readonly systemIdentifier: string;
   /** e.g. "in production", "shut down", "in archive recovery" */
   readonly state: string;
+  /** of the last checkpoint */
   readonly timeline: number;
+  /** how far recovery or a promotion has got since; the last checkpoint's when there is nothing since */
+  readonly reachedTimeline: number;
   readonly checkpointLsn: bigint;
   /** what must be replayed before a standby is consistent; 0n when nothing must */
   readonly minRecoveryLsn: bigint;
@@ -170,6 +173,10 @@ export function parseControlData(text: string): ControlData | undefined {
     systemIdentifier,
     state,
     timeline,
+    reachedTimeline: Math.max(
+      timeline,
+      Number(fields.get("Min recovery ending loc's timeline") ?? 0),
+    ),
     checkpointLsn,
     minRecoveryLsn: lsn("Minimum recovery ending location") ?? 0n,
     checksums: Number(fields.get("Data page checksum version")) > 0,

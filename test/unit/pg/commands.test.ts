@@ -21,6 +21,7 @@ test("parseControlData reads what pg_controldata prints", () => {
     state: "in archive recovery",
     timeline: 3,
     checkpointLsn: 0x16b374d848n,
+    reachedTimeline: 3,
     minRecoveryLsn: 0x16b374d8c0n,
     checksums: true,
     walLogHints: true,
