@@ -10,7 +10,7 @@ import {
   parseMonitorConfig,
   ShapeError,
 } from "./shapes.ts";
-import { AppError } from "./sys/errors.ts";
+import { AppError, errorText } from "./sys/errors.ts";
 import { readIfExists, writeDurably } from "./sys/files.ts";
 import { parseUri } from "./sys/sql.ts";
 import { becomeOwnerOf, homeDirectory } from "./sys/user.ts";
@@ -122,8 +122,21 @@ export const loadKeeperConfig = (pgdata: string): KeeperConfig =>
 export const loadMonitorConfig = (pgdata: string): MonitorConfig =>
   load(nodePaths(pgdata).monitorConfig, parseMonitorConfig, "monitor", pgdata);
 
+/** A full or read-only disk is the operator's business, not a bug. */
+export function ownFileError(path: string, cause: unknown): AppError {
+  return new AppError("state", "could not write a file of this node", {
+    detail: { path, reason: errorText(cause) },
+    hint: "Make room on that file system, or set XDG_DATA_HOME to another one.",
+    cause,
+  });
+}
+
 export function saveConfig(path: string, config: KeeperConfig | MonitorConfig): void {
-  writeDurably(path, `${JSON.stringify(config, undefined, 2)}\n`, 0o600);
+  try {
+    writeDurably(path, `${JSON.stringify(config, undefined, 2)}\n`, 0o600);
+  } catch (cause) {
+    throw ownFileError(path, cause);
+  }
 }
 
 /** @throws {AppError} usage: not a whole number from 1 to 65535 */

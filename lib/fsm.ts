@@ -104,9 +104,6 @@ export const GROUP_RULES: readonly GroupRule[] = [
   { id: "R105", self: [goal("primary")], when: ["noStandby"],
     goals: { self: "wait_primary" }, sync: "nobody",
     why: "the standby is being removed" },
-  { id: "R106", self: [reported("draining", "demote_timeout"), goal("draining", "demote_timeout")], when: ["noStandby"],
-    goals: { self: "wait_primary" }, sync: "nobody",
-    why: "the standby that was to take over is being removed" },
 
   // a standby joins and catches up
   { id: "R111", self: [is("wait_standby")], primary: [is("single")], when: [],
@@ -243,7 +240,7 @@ export const KEEPER_TRANSITIONS: readonly Transition[] = [
   ["primary", "single", "becomeSingle", "The other node was removed, now single"],
 
   ["catchingup", "secondary", "record", "Convinced the monitor that I'm up and running, and eligible for promotion again"],
-  ["secondary", "catchingup", "record", "Failed to report back to the monitor, not eligible for promotion"],
+  ["secondary", "catchingup", "follow", "Failed to report back to the monitor, not eligible for promotion"],
 
   ["secondary", "prepare_promotion", "disconnect", "Stop traffic to primary, wait for it to finish draining"],
   ["prepare_promotion", "stop_replication", "promote", "Prevent against split-brain situations"],

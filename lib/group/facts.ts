@@ -115,9 +115,9 @@ export function decideGroup(
   view: GroupView,
   rules: readonly GroupRule[] = GROUP_RULES,
 ): GroupDecision | undefined {
-  const leader = primaryOf(view.nodes);
+  const current = primaryOf(view.nodes);
   const subjects = view.nodes.map((self): Subject => {
-    const primary = leader?.nodeId === self.nodeId ? undefined : leader;
+    const primary = current?.nodeId === self.nodeId ? undefined : current;
     return { self, primary, facts: factsOf(self, view, primary) };
   });
   const decision = decide(subjects, rules);

@@ -8,12 +8,12 @@ import { formatLsn } from "../group/lsn.ts";
 import { synchronousStandbyNames } from "../group/quorum.ts";
 import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
 import { type MonitorClient, openMonitor } from "../monitor/client.ts";
-import { type Observation, observe } from "../pg/local.ts";
+import type { Observation } from "../pg/local.ts";
+import { ping } from "../pg/ping.ts";
 import { livePostmaster } from "../pg/server.ts";
 import type { Answer, Report } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
-import { openDb, sqlState } from "../sys/sql.ts";
 import { fenceAtMs } from "./fence.ts";
 import {
   adoptNode,
@@ -21,7 +21,7 @@ import {
   CLEAN_STOP,
   closeLocalDb,
   FENCE_STOP,
-  localTargetOf,
+  localDb,
   log,
   look,
   maintainSlots,
@@ -48,6 +48,9 @@ const ASK_TIMEOUT_MS = 1000;
 const REPORT_SLACK_MS = 150;
 
 const START = "start PostgreSQL";
+const CHORES = "keep settings in order";
+/** Files are looked through this often although nothing has changed that we know of. */
+const CHORES_EVERY_MS = 10_000;
 /** A standby that has just been started is looked at this often, until it streams. */
 const EAGER_MS = 50;
 const EAGER_FOR_MS = 5000;
@@ -99,6 +102,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let backOffUntil = Number.NEGATIVE_INFINITY;
   let task: Task | undefined;
   let choresDue = true;
+  let choresDone = Number.NEGATIVE_INFINITY;
+  let serverSuspected = true;
   let checkpointing = false;
   let closing = false;
   let over = false;
@@ -117,7 +122,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       turn();
     });
   }
-  node.wake = wake;
+  node.suspect = () => {
+    serverSuspected = true;
+    wake();
+  };
 
   function finish(outcome: NodeState | Error): void {
     if (over) return;
@@ -128,7 +136,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   }
 
   const postgres = (now: number): "up" | "down" | "hung" => {
-    if (!node.server?.alive()) return "down";
+    if (node.server === undefined) return "down";
     const silent =
       unansweredSince !== undefined && now - unansweredSince >= policy().postgresTimeoutMs;
     return silent ? "hung" : "up";
@@ -166,34 +174,31 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     node.sync = undefined;
   }
 
-  async function observeFresh(now: number): Promise<void> {
+  /** A fresh connection shows that the server serves; the query goes over the one that is held. */
+  async function observe(now: number): Promise<void> {
     observing = true;
     lastObserved = now;
+    serverSuspected = true;
     try {
-      const postmaster = livePostmaster(node.config.pgdata);
-      if (postmaster === undefined) return;
-      await using fresh = openDb({
-        ...localTargetOf(postmaster),
-        connectTimeoutMs: CHECK_TIMEOUT_MS,
-      });
-      const seen = await Promise.race([observe(fresh), expire(CHECK_TIMEOUT_MS)]);
+      localDb(node);
+      if (node.target === undefined) return;
+      const answered = (await ping(node.target, CHECK_TIMEOUT_MS)) === "answered";
+      unansweredSince = answered ? undefined : (unansweredSince ?? now);
+      if (!answered) return;
       const streamed = isStreaming(node.observation);
-      node.observation = seen;
+      const seen = await look(node);
       if (isStreaming(seen) !== streamed || now - lastReportSent >= policy().heartbeatMs / 2) {
         reportWanted = true;
       }
-      unansweredSince = undefined;
       distrustNames(seen);
       noticeReplies(seen, now);
       startFailures = 0;
     } catch (error) {
-      // a refusal ("too many clients", "starting up") comes from a living server
-      if (/^[0-9A-Z]{5}$/.test(sqlState(error) ?? "")) unansweredSince = undefined;
-      else unansweredSince ??= now;
       log.debug(`local check failed: ${errorText(error)}`);
     } finally {
       observing = false;
-      choresDue = true;
+      const unproven = canTakeWrites(node.state.state) && node.sync?.inForce !== true;
+      if (unproven || now - choresDone >= CHORES_EVERY_MS) choresDue = true;
       wake();
     }
   }
@@ -227,7 +232,9 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       syncState: running && seen && !seen.inRecovery ? (best ?? "") : "",
       streaming: running && isStreaming(seen),
       startFailures,
-      syncInForce: canTakeWrites(state.state) ? syncInForce(node) : null,
+      // of a fenced primary too: it's the truth about what it has acknowledged
+      syncInForce:
+        canTakeWrites(state.state) || state.state === "demote_timeout" ? syncInForce(node) : null,
       systemIdentifier: state.systemIdentifier,
     };
   }
@@ -333,6 +340,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     after?: () => void,
   ): void {
     const controller = new AbortController();
+    const inForceBefore = syncInForce(node);
     const run = async (): Promise<void> => {
       try {
         await action(controller.signal);
@@ -343,11 +351,11 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
           return;
         }
         backOffUntil = monotonicMs() + policy().heartbeatMs;
-        log.error(`${name}: ${errorText(error)}`);
         if (options.failFast && error instanceof Error && to !== undefined) finish(error);
+        else log.error(`${name}: ${errorText(error)}`);
       } finally {
         task = undefined;
-        reportWanted = true;
+        if (name !== CHORES || syncInForce(node) !== inForceBefore) reportWanted = true;
         wake();
       }
     };
@@ -457,9 +465,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         });
         return;
       case "settle":
-        if (choresDue && node.server?.alive() && now >= backOffUntil) {
+        if (choresDue && node.server && now >= backOffUntil) {
           choresDue = false;
-          begin("keep settings in order", undefined, chores);
+          choresDone = now;
+          begin(CHORES, undefined, chores);
         }
         return;
     }
@@ -468,17 +477,17 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   // ---------------------------------------------------------------- one turn
 
   function noticeServer(now: number): void {
-    const server = node.server;
-    if (server !== undefined && !server.alive()) {
-      if (task === undefined && !closing) {
-        log.warn(`PostgreSQL has ended unexpectedly (pid ${server.pid})`);
-        crash = { at: now };
-      }
-      node.server = undefined;
-      closeLocalDb(node);
-      unansweredSince = undefined;
-      reportWanted = true;
-    }
+    const { server } = node;
+    if (server === undefined || !serverSuspected) return;
+    serverSuspected = false;
+    if (server.alive()) return;
+    node.server = undefined;
+    closeLocalDb(node);
+    unansweredSince = undefined;
+    reportWanted = true;
+    if (node.stopping) return;
+    log.warn(`PostgreSQL has ended unexpectedly (pid ${server.pid})`);
+    crash = { at: now };
   }
 
   /** A keeper without a server: it has just started, or somebody else starts servers here. */
@@ -532,8 +541,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       )
         act(step, now);
     }
-    if (node.server && !observing && now - lastObserved >= policy().heartbeatMs)
-      void observeFresh(now);
+    if (node.server && !observing && now - lastObserved >= policy().heartbeatMs) void observe(now);
     const reportDue =
       reportWanted || now - lastReportSent >= policy().heartbeatMs + REPORT_SLACK_MS;
     const retrying = contact !== "fresh" && now - lastReportSent < policy().heartbeatMs / 4;
@@ -637,11 +645,6 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
 
 const isStreaming = (seen: Observation | undefined): boolean =>
   seen?.inRecovery === true && seen.receiver?.status === "streaming";
-
-const expire = (ms: number): Promise<never> =>
-  new Promise((_, reject) =>
-    setTimeout(() => reject(new AppError("timeout", "no answer")), ms).unref(),
-  );
 
 /** Whether a notification says more than this node knows. */
 function concernsUs(node: Node, payload: string, asking: boolean): boolean {

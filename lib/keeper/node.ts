@@ -71,9 +71,14 @@ export type Node = {
   /** The set whose names stand in the settings file. */
   written: SyncSet | undefined;
   observation: Observation | undefined;
+  /** One connection to the local server, held open: its end is the first sign of the server's. */
   db: Db | undefined;
-  /** Something happened that the loop should look at. */
-  wake: () => void;
+  /** Where `db` connects to. */
+  target: Target | undefined;
+  /** This keeper is stopping the server just now: its end is no crash. */
+  stopping: boolean;
+  /** The server may have ended: the loop looks at once. */
+  suspect: () => void;
 };
 
 /** Makes the change durable, then true. */
@@ -100,7 +105,8 @@ export function localDb(node: Node): Db {
   if (node.db) return node.db;
   const postmaster = livePostmaster(node.config.pgdata);
   if (postmaster === undefined) throw new AppError("postgres", "PostgreSQL is not running");
-  node.db = openDb(localTargetOf(postmaster), { onClose: () => node.wake() });
+  node.target = localTargetOf(postmaster);
+  node.db = openDb(node.target, { onClose: () => node.suspect() });
   return node.db;
 }
 
@@ -252,7 +258,7 @@ export async function startNode(
   });
   // until here what the server before had in force was the truth; of this one it must be shown again
   node.sync = undefined;
-  void node.server.exited.then(() => node.wake());
+  void node.server.exited.then(() => node.suspect());
   await look(node);
 }
 
@@ -264,15 +270,21 @@ export function adoptNode(node: Node): boolean {
   if (node.server === undefined) return false;
   // what a dead server had in force still says who may take over; a living stranger's isn't known
   node.sync = undefined;
-  void node.server.exited.then(() => node.wake());
+  void node.server.exited.then(() => node.suspect());
   return true;
 }
 
 export async function stopNode(node: Node, bounds: typeof FENCE_STOP): Promise<void> {
   closeLocalDb(node);
-  const how = await stopServer(node.config.pgdata, bounds);
-  // what was in force stays the truth about what this server has acknowledged
-  node.server = undefined;
+  node.stopping = true;
+  let how: Awaited<ReturnType<typeof stopServer>>;
+  try {
+    how = await stopServer(node.config.pgdata, bounds);
+    // what was in force stays the truth about what this server has acknowledged
+    node.server = undefined;
+  } finally {
+    node.stopping = false;
+  }
   if (how !== "not running") log.info(`PostgreSQL is stopped (${how})`);
 }
 
@@ -385,5 +397,11 @@ export async function dropOwnSlots(node: Node): Promise<void> {
   for (const { name } of idle) await dropSlot(localDb(node), name);
   if (idle.length > 0) await look(node);
 }
+
+/** Where a base backup grows, and where what it replaces goes; names that no operator would choose. */
+export const copyPaths = (pgdata: string): readonly [copy: string, replaced: string] => [
+  `${pgdata}.basebackup`,
+  `${pgdata}.replaced`,
+];
 
 export const removeTree = (path: string): void => rmSync(path, { recursive: true, force: true });

@@ -5,6 +5,7 @@ import {
   makeNodeDirectory,
   type NodePaths,
   nodePaths,
+  ownFileError,
   removeNodeDirectory,
   saveConfig,
 } from "../config.ts";
@@ -21,16 +22,21 @@ import { acquireLock, isLock, type Lock, lockHolder } from "../sys/lock.ts";
 import { waitUntil } from "../sys/retry.ts";
 import { openDb } from "../sys/sql.ts";
 import { type LoopOptions, runLoop } from "./loop.ts";
-import { CLEAN_STOP, localTargetOf, log, type Node, removeTree, save } from "./node.ts";
+import { CLEAN_STOP, copyPaths, localTargetOf, log, type Node, removeTree, save } from "./node.ts";
 import { loadState, newState, saveState } from "./state_file.ts";
 
 const GOAL_TIMEOUT_MS = 15_000;
 const JOIN_TIMEOUT_MS = 60_000;
 const END_TIMEOUT_MS = 90_000;
 
-/** @throws {AppError} conflict: another process holds it */
+/** @throws {AppError} conflict: another process holds it; state: its file can't be written */
 export function lockNode(paths: NodePaths): Lock {
-  const lock = acquireLock(paths.lock);
+  let lock: ReturnType<typeof acquireLock>;
+  try {
+    lock = acquireLock(paths.lock);
+  } catch (cause) {
+    throw ownFileError(paths.lock, cause);
+  }
   if (isLock(lock)) return lock;
   throw new AppError("conflict", "another process works on this data directory", {
     detail: { pid: lock.heldBy, lock: paths.lock },
@@ -50,7 +56,9 @@ function makeNode(config: KeeperConfig, binaries: Binaries, state: KeeperState):
     written: undefined,
     observation: undefined,
     db: undefined,
-    wake: () => undefined,
+    target: undefined,
+    stopping: false,
+    suspect: () => undefined,
   };
 }
 
@@ -381,6 +389,5 @@ export async function dropNode(
   }
   await stopServer(pgdata, CLEAN_STOP);
   forget(paths);
-  if (options.destroy)
-    for (const path of [pgdata, `${pgdata}.new`, `${pgdata}.old`]) removeTree(path);
+  if (options.destroy) for (const path of [pgdata, ...copyPaths(pgdata)]) removeTree(path);
 }

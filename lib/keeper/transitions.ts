@@ -10,7 +10,7 @@ import type { SyncSet } from "../group/view.ts";
 import { baseBackup, controlData, initdb, rewind } from "../pg/commands.ts";
 import { ensureRoles, promote, reloadTaken, requestReload } from "../pg/local.ts";
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
-import { clearStandbySettings, hasStandbySignal } from "../pg/settings.ts";
+import { clearStandbySettings } from "../pg/settings.ts";
 import type { Peer } from "../shapes.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { syncDirectory } from "../sys/files.ts";
@@ -20,6 +20,7 @@ import {
   adoptNode,
   advanceSync,
   CLEAN_STOP,
+  copyPaths,
   dropOwnSlots,
   enforceSync,
   FENCE_STOP,
@@ -200,10 +201,13 @@ const resume: Transit = async (node, signal) => {
   if (node.state.goal === "primary") await enforceSync(node, assigned(node), signal);
 };
 
+/** A standby that had been cut off for a promotion receives again; one that still does goes on. */
 const follow: Transit = async (node, signal) => {
-  writeFollowing(node, requireUpstream(node));
-  if (adoptNode(node)) await reloadSettings(node);
-  else await startNode(node, "standby", signal);
+  const upstream = requireUpstream(node);
+  const changed = node.state.following !== upstream.nodeId;
+  if (changed) writeFollowing(node, upstream);
+  if (!adoptNode(node)) await startNode(node, "standby", signal);
+  else if (changed) await reloadSettings(node);
 };
 
 function requireUpstream(node: Node): Peer {
@@ -291,7 +295,7 @@ function requireSameSystem(node: Node, source: Source): void {
 /** Puts a complete copy in the place of the data directory; goes on where it was cut off. */
 function swapCopy(node: Node): void {
   const { pgdata } = node.config;
-  const [copy, old] = [`${pgdata}.new`, `${pgdata}.old`];
+  const [copy, old] = copyPaths(pgdata);
   if (existsSync(copy)) {
     if (existsSync(pgdata)) {
       removeTree(old);
@@ -311,7 +315,7 @@ async function clone(
   signal: AbortSignal,
 ): Promise<void> {
   const { config, binaries } = node;
-  const copy = `${config.pgdata}.new`;
+  const [copy] = copyPaths(config.pgdata);
   if (node.state.data !== "copied") {
     // what is there already is no use to a start, but stays until the copy is complete
     save(node, { data: "copying" });
@@ -334,15 +338,6 @@ async function clone(
   save(node, { data: "ready", systemIdentifier: source.systemIdentifier });
 }
 
-/** pg_rewind wants a server that was shut down cleanly; it sees to that itself but for a standby. */
-async function recoverStandby(node: Node, signal: AbortSignal): Promise<void> {
-  const { state } = await controlData(node.binaries, node.config.pgdata);
-  if (state.startsWith("shut down") || !hasStandbySignal(node.config.pgdata)) return;
-  writeFollowing(node, undefined);
-  await startNode(node, "standby", signal);
-  await stopNode(node, CLEAN_STOP);
-}
-
 async function rewindFrom(
   node: Node,
   upstream: Peer,
@@ -350,7 +345,6 @@ async function rewindFrom(
   signal: AbortSignal,
 ): Promise<void> {
   const { config, binaries } = node;
-  await recoverStandby(node, signal);
   const { reachedTimeline: timeline } = await controlData(binaries, config.pgdata);
   if (timeline === source.timeline) {
     log.info(`No rewind is needed: this node is on timeline ${timeline} already`);

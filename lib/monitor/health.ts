@@ -1,6 +1,6 @@
 /** Probes: a fresh connection to a node's PostgreSQL. Never decides. */
 import type { Health } from "../group/view.ts";
-import { queryOnce, sqlState, type Target } from "../sys/sql.ts";
+import { ping } from "../pg/ping.ts";
 
 /**
  * Any answer of a PostgreSQL counts, a refusal too: "too many clients", "starting up", "shutting
@@ -9,22 +9,13 @@ import { queryOnce, sqlState, type Target } from "../sys/sql.ts";
  * @returns good or bad, never later than `timeoutMs`
  */
 export async function probe(
-  node: { host: string; port: number },
+  node: { readonly host: string; readonly port: number },
   timeoutMs: number,
 ): Promise<Health> {
-  const target: Target = {
-    host: node.host,
-    port: node.port,
-    user: "pgautofailover_monitor",
-    database: "postgres",
-    applicationName: "pg_auto_failover health check",
-    connectTimeoutMs: timeoutMs,
-  };
-  try {
-    await queryOnce(target, "select 1", [], { timeoutMs });
-    return "good";
-  } catch (error) {
-    // SQLSTATEs have five characters; the codes of a network that fails are longer
-    return /^[0-9A-Z]{5}$/.test(sqlState(error) ?? "") ? "good" : "bad";
-  }
+  const { host, port } = node;
+  const answer = await ping(
+    { host, port, user: "pgautofailover_monitor", database: "postgres" },
+    timeoutMs,
+  );
+  return answer === "answered" ? "good" : "bad";
 }

@@ -250,8 +250,6 @@ export const stopMonitorServer = (config: MonitorConfig): Promise<unknown> =>
 
 export async function removeMonitor(config: MonitorConfig): Promise<void> {
   await stopServer(config.pgdata, { ...STOP_BOUNDS, fastMs: 5000 });
-  for (const path of [config.pgdata, `${config.pgdata}.new`]) {
-    rmSync(path, { recursive: true, force: true });
-  }
+  rmSync(config.pgdata, { recursive: true, force: true });
   removeNodeDirectory(nodePaths(config.pgdata));
 }

@@ -1,5 +1,15 @@
 /** PostgreSQL's programs as functions: initdb, pg_basebackup, pg_rewind, pg_controldata. */
-import { mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";
+import {
+  accessSync,
+  appendFileSync,
+  constants,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
@@ -138,6 +148,7 @@ export async function initdb(options: {
     if (code !== 0) {
       throw commandError("initdb", code, stderr);
     }
+    settleSocketDirectory(growing);
     try {
       // An empty directory in its place is replaced by the same call.
       renameSync(growing, pgdata);
@@ -147,6 +158,19 @@ export async function initdb(options: {
     syncDirectory(dirname(pgdata));
   } finally {
     rmSync(growing, { recursive: true, force: true });
+  }
+}
+
+/** A package's default directory for sockets may be closed to this user: Debian's is postgres's alone. */
+function settleSocketDirectory(pgdata: string): void {
+  const file = join(pgdata, "postgresql.conf");
+  // initdb writes the built-in default into a comment.
+  const standard = /^#?unix_socket_directories = '([^',]+)/m.exec(readIfExists(file) ?? "")?.[1];
+  if (standard === undefined) return;
+  try {
+    accessSync(standard, constants.W_OK | constants.X_OK);
+  } catch {
+    appendFileSync(file, "unix_socket_directories = '/tmp'\n");
   }
 }
 

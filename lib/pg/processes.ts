@@ -4,7 +4,8 @@
  * A pid alone names nothing for long: it is recycled. Every process here carries the time when it
  * started, and is compared with that again before it gets a signal.
  */
-import { readdirSync, readFileSync, statSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
+import { resolve } from "node:path";
 import { AppError, invariant } from "../sys/errors.ts";
 
 /** Linux fixes the unit of /proc's times for user space, whatever the kernel's own HZ. */
@@ -137,17 +138,44 @@ export function worksIn(directory: string, pid: number): boolean | undefined {
 }
 
 /**
+ * Whether a process was started as the server of that directory. Its children have other titles, but
+ * for the moment after their fork.
+ */
+export function isPostmasterOf(directory: string, pid: number): boolean {
+  try {
+    const words = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+    return words[words.indexOf("-D") + 1] === directory;
+  } catch {
+    return false;
+  }
+}
+
+/** Whether it is a server that `startServer` has just started, and that hasn't entered yet. */
+function isEntering(directory: string, pid: number): boolean {
+  try {
+    return readlinkSync(`/proc/${pid}/cwd`) === "/" && isPostmasterOf(directory, pid);
+  } catch {
+    return false;
+  }
+}
+
+/**
  * The living processes of the server of a data directory: the postmaster, its children, and those
- * that outlived their postmaster (these only where /proc is).
+ * that outlived their postmaster or don't have its directory yet (these only where /proc is).
  */
 export function serverProcesses(pgdata: string, postmaster: Process | undefined): Process[] {
   const parent = postmaster && stillAlive(postmaster) ? postmaster.pid : undefined;
+  const directory = resolve(pgdata);
+  const belongs = ({ pid, parentPid }: Process): boolean =>
+    parent !== undefined && (pid === parent || parentPid === parent);
+  // In this order: one that enters between the two questions is found by the second.
+  const works = ({ pid }: Process): boolean =>
+    isEntering(directory, pid) || worksIn(directory, pid) === true;
   return listProcesses().filter(
     (candidate) =>
       isAlive(candidate) &&
       candidate.pid !== process.pid &&
-      ((parent !== undefined && (candidate.pid === parent || candidate.parentPid === parent)) ||
-        (isPostgres(candidate) && worksIn(pgdata, candidate.pid) === true)),
+      (belongs(candidate) || (isPostgres(candidate) && works(candidate))),
   );
 }
 

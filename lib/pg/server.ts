@@ -11,6 +11,7 @@ import type { Process } from "./processes.ts";
 import {
   isAlive,
   isPostgres,
+  isPostmasterOf,
   readProcess,
   sendSignal,
   serverProcesses,
@@ -267,6 +268,12 @@ function spawnServer({ binaries, pgdata, port, settings }: StartOptions, logFd: 
   return child;
 }
 
+/**
+ * By data directory, what this process has started last. For the moment between fork and exec the
+ * kernel tells nothing by which another look could recognise it.
+ */
+const startedHere = new Map<string, number>();
+
 async function attempt(options: StartOptions): Promise<Attempt> {
   const { pgdata, timeoutMs, signal } = options;
   const startedAtMs = Date.now();
@@ -274,6 +281,7 @@ async function attempt(options: StartOptions): Promise<Attempt> {
   let child: ReturnType<typeof spawnServer>;
   try {
     child = spawnServer(options, fd);
+    startedHere.set(resolve(pgdata), child.pid);
   } finally {
     closeSync(fd);
   }
@@ -387,22 +395,49 @@ export async function startServer(options: StartOptions): Promise<ServerProcess>
   }
 }
 
-/** Waits until no process of the server is left. */
-async function isGone(pgdata: string, timeoutMs: number): Promise<boolean> {
+/**
+ * The process to ask for the server's end. One that has only just been started is not in
+ * postmaster.pid yet, and must not be overlooked: it would open after its keeper was told to stop it.
+ */
+function findServer(pgdata: string): Process | undefined {
+  const live = findLive(pgdata)?.process;
+  if (live) return live;
+  const ours = readProcess(startedHere.get(resolve(pgdata)) ?? -1);
+  if (ours && ours.parentPid === process.pid && isAlive(ours)) return ours;
+  const all = serverProcesses(pgdata, undefined);
+  const titled = all.filter(({ pid }) => isPostmasterOf(resolve(pgdata), pid));
+  return titled.find(({ parentPid }) => !titled.some(({ pid }) => pid === parentPid));
+}
+
+/**
+ * Sends a signal to the server and waits until no process of it is left.
+ *
+ * @returns whether they are gone, and whether there was a server to ask
+ */
+async function askToEnd(
+  pgdata: string,
+  signal: "SIGINT" | "SIGQUIT",
+  timeoutMs: number,
+): Promise<{ gone: boolean; asked: boolean }> {
   const begin = monotonicMs();
-  let postmaster = findLive(pgdata)?.process;
+  let server: Process | undefined;
   for (;;) {
     // While the postmaster lives a look at it alone will do: a full search costs milliseconds.
-    if (!postmaster || !stillAlive(postmaster)) {
-      const left = serverProcesses(pgdata, postmaster);
-      if (left.length === 0) {
-        return true;
+    if (!server || !stillAlive(server)) {
+      const before = server;
+      server = findServer(pgdata) ?? before;
+      if (server && server !== before) {
+        sendSignal(server, signal);
+      } else if (serverProcesses(pgdata, server).length === 0) {
+        return { gone: true, asked: server !== undefined };
       }
-      postmaster = findLive(pgdata)?.process;
+    } else if (readProcess(server.pid)?.state === "T") {
+      // A stopped postmaster can't act on any signal but the last one.
+      return { gone: false, asked: true };
     }
     const elapsedMs = monotonicMs() - begin;
     if (elapsedMs >= timeoutMs) {
-      return false;
+      return { gone: false, asked: server !== undefined };
     }
     await delay(elapsedMs < 200 ? 2 : 10);
   }
@@ -411,7 +446,7 @@ async function isGone(pgdata: string, timeoutMs: number): Promise<boolean> {
 /** SIGKILL for the postmaster first, so that it can't replace a child, then for all that is left. */
 async function killServer(pgdata: string, timeoutMs: number): Promise<void> {
   const begin = monotonicMs();
-  const postmaster = findLive(pgdata)?.process;
+  const postmaster = findServer(pgdata);
   const seen = new Map(serverProcesses(pgdata, postmaster).map((one) => [one.pid, one]));
   if (postmaster) {
     sendSignal(postmaster, "SIGKILL");
@@ -446,29 +481,15 @@ export async function stopServer(
   pgdata: string,
   bounds: { readonly fastMs: number; readonly immediateMs: number; readonly killMs: number },
 ): Promise<"not running" | "fast" | "immediate" | "killed"> {
-  const stages = [
-    { signal: "SIGINT", timeoutMs: bounds.fastMs, outcome: "fast" },
-    { signal: "SIGQUIT", timeoutMs: bounds.immediateMs, outcome: "immediate" },
-  ] as const;
-  if (!findLive(pgdata)) {
-    if (await isGone(pgdata, bounds.immediateMs)) {
-      return "not running";
-    }
-  } else {
-    for (const { signal, timeoutMs, outcome } of stages) {
-      const live = findLive(pgdata)?.process;
-      // A stopped or traced postmaster can't act on a signal but this last one.
-      if (live && /^[Tt]/.test(live.state)) {
-        break;
-      }
-      if (live) {
-        sendSignal(live, signal);
-      }
-      if (await isGone(pgdata, timeoutMs)) {
-        return outcome;
-      }
-    }
+  let asked = false;
+  if (findServer(pgdata)) {
+    const fast = await askToEnd(pgdata, "SIGINT", bounds.fastMs);
+    if (fast.gone) return fast.asked ? "fast" : "not running";
+    asked = fast.asked;
   }
+  // Orphans of a dead postmaster come here at once: they end by themselves, or never.
+  const immediate = await askToEnd(pgdata, "SIGQUIT", bounds.immediateMs);
+  if (immediate.gone) return asked || immediate.asked ? "immediate" : "not running";
   log.warn("PostgreSQL doesn't stop when asked: killing its processes", { pgdata });
   await killServer(pgdata, bounds.killMs);
   return "killed";

@@ -299,7 +299,8 @@ begin
     if not found then
         return false;
     end if;
-    if node.goalstate in ('single', 'wait_primary', 'primary', 'draining', 'stop_replication', 'prepare_promotion')
+    if node.goalstate in ('single', 'wait_primary', 'primary', 'draining', 'demote_timeout',
+                           'stop_replication', 'prepare_promotion')
        and exists (select from pgautofailover.node n where n.formationid = node.formationid
                    and n.groupid = node.groupid and n.nodeid <> node_id and n.goalstate <> 'dropped') then
         raise exception 'node % ("%") is the primary, or about to be, and the group has another node', node.nodeid, node.nodename

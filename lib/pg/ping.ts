@@ -1,0 +1,52 @@
+/** Does a server answer a fresh connection? Cheaper than a session, and needs no password. */
+import { connect } from "node:net";
+import { join } from "node:path";
+
+/** `refused`: the machine answers, and nothing listens there. `silent`: no word in time. */
+export type Ping = "answered" | "refused" | "silent";
+
+export type PingTarget = {
+  /** A path is the directory of the server's Unix socket. */
+  readonly host: string;
+  readonly port: number;
+  readonly user: string;
+  readonly database: string;
+};
+
+const PROTOCOL_3 = 3 << 16;
+const TERMINATE = Buffer.from([0x58, 0, 0, 0, 4]);
+
+/** @see PostgreSQL docs, "Message Formats": StartupMessage */
+function startupMessage({ user, database }: PingTarget): Buffer {
+  const body = Buffer.from(`user\0${user}\0database\0${database}\0\0`);
+  const head = Buffer.alloc(8);
+  head.writeInt32BE(head.length + body.length, 0);
+  head.writeInt32BE(PROTOCOL_3, 4);
+  return Buffer.concat([head, body]);
+}
+
+/**
+ * Connects, says who it is, and takes whatever the server says to that as a sign of life: a backend
+ * was forked and spoke. A refusal ("too many clients", "starting up", a login that isn't let in)
+ * counts, as it does for libpq's PQping.
+ */
+export function ping(target: PingTarget, timeoutMs: number): Promise<Ping> {
+  const { host, port } = target;
+  const socket = host.startsWith("/")
+    ? connect({ path: join(host, `.s.PGSQL.${port}`) })
+    : connect({ host, port });
+  return new Promise((resolve) => {
+    const settle = (outcome: Ping): void => {
+      clearTimeout(timer);
+      if (outcome === "answered") socket.end(TERMINATE);
+      else socket.destroy();
+      resolve(outcome);
+    };
+    const timer = setTimeout(() => settle("silent"), timeoutMs);
+    socket.on("connect", () => socket.write(startupMessage(target)));
+    socket.once("data", () => settle("answered"));
+    socket.on("error", () => settle("refused"));
+    // accepted by the kernel, and closed without a word: the server is going or gone
+    socket.on("close", () => settle("refused"));
+  });
+}
