@@ -4,27 +4,25 @@
  * the clock before anything else.
  */
 import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
-import { formatLsn } from "../group/lsn.ts";
 import { synchronousStandbyNames } from "../group/quorum.ts";
 import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
 import { type MonitorClient, openMonitor } from "../monitor/client.ts";
 import type { Observation } from "../pg/local.ts";
 import { ping } from "../pg/ping.ts";
 import { livePostmaster } from "../pg/server.ts";
-import type { Answer, Report } from "../shapes.ts";
+import type { Answer } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
+import { chores } from "./chores.ts";
 import { fenceAtMs } from "./fence.ts";
 import {
   adoptNode,
-  advanceSync,
   CLEAN_STOP,
   closeLocalDb,
   FENCE_STOP,
   localDb,
   log,
   look,
-  maintainSlots,
   type Node,
   ownId,
   peers,
@@ -34,9 +32,8 @@ import {
   stopNode,
   syncInForce,
   upstreamOf,
-  writeHba,
-  writeSettings,
 } from "./node.ts";
+import { isNews, isStreaming, reportOf, sentenceOf } from "./report.ts";
 import { nextStep, type Step } from "./step.ts";
 import { checkpointTimeline, TRANSITIONS } from "./transitions.ts";
 
@@ -54,9 +51,6 @@ const CHORES_EVERY_MS = 10_000;
 /** A standby that has just been started is looked at this often, until it streams. */
 const EAGER_MS = 50;
 const EAGER_FOR_MS = 5000;
-
-/** From the moment that a candidate is cut off until writes open on it. */
-const READ_ONLY: readonly NodeState[] = ["prepare_promotion", "stop_replication"];
 
 export type LoopOptions = {
   /** SIGTERM: stop PostgreSQL, say so, end. */
@@ -105,6 +99,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let choresDone = Number.NEGATIVE_INFINITY;
   let serverSuspected = true;
   let checkpointing = false;
+  const checkpoints = new AbortController();
   let closing = false;
   let over = false;
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -214,53 +209,27 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
 
   // ---------------------------------------------------------------- reporting
 
-  function reportNow(now: number): Report {
-    const { state } = node;
-    const seen = node.observation;
-    const running = postgres(now) === "up";
-    const best = ["quorum", "sync", "potential", "async"].find((word) =>
-      seen?.standbys.some(({ syncState }) => syncState === word),
-    );
-    sequence += 1n;
-    return {
-      identity: state.identity,
-      reportNo: (BigInt(state.incarnation) << 32n) + sequence,
-      state: state.state,
-      pgIsRunning: running,
-      timeline: seen?.timeline ?? 0,
-      lsn: formatLsn(seen?.lsn ?? 0n),
-      syncState: running && seen && !seen.inRecovery ? (best ?? "") : "",
-      streaming: running && isStreaming(seen),
-      startFailures,
-      // of a fenced primary too: it's the truth about what it has acknowledged
-      syncInForce:
-        canTakeWrites(state.state) || state.state === "demote_timeout" ? syncInForce(node) : null,
-      systemIdentifier: state.systemIdentifier,
-    };
-  }
-
-  function say(report: Report): void {
-    const behind = (node.observation?.standbys ?? []).map(
-      ({ flushLsn }) => (node.observation?.lsn ?? 0n) - (flushLsn ?? 0n),
-    );
-    const [delta = -1n] = report.pgIsRunning ? behind.toSorted((a, b) => (a < b ? 1 : -1)) : [];
-    const text =
-      `Calling node_active for node ${node.config.formation}/${ownId(node)}/${node.state.groupId ?? 0} with current state: ` +
-      `${report.state}, PostgreSQL ${report.pgIsRunning ? "is running" : "is not running"}, ` +
-      `sync_state is "${report.syncState}"`;
-    const line = `${text}, WAL delta is ${delta}.`;
-    if (text === lastSaid) log.debug(line);
-    else log.info(line);
-    lastSaid = text;
-  }
-
   async function sendReport(now: number): Promise<void> {
     reporting = true;
     reportWanted = false;
     lastReportSent = now;
-    const report = reportNow(now);
+    sequence += 1n;
+    const seen = node.observation;
+    const report = reportOf({
+      state: node.state,
+      seen,
+      running: postgres(now) === "up",
+      sequence,
+      startFailures,
+      syncInForce: syncInForce(node),
+    });
     if (crash && !report.pgIsRunning) crash.asked ??= report.reportNo;
-    say(report);
+    const { steady, whole } = sentenceOf(report, node.config.formation, {
+      state: node.state,
+      seen,
+    });
+    log[steady === lastSaid ? "debug" : "info"](whole);
+    lastSaid = steady;
     try {
       const answer = await monitor.nodeActive(
         node.config.formation,
@@ -341,6 +310,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   ): void {
     const controller = new AbortController();
     const inForceBefore = syncInForce(node);
+    const mine: Task = { name, to, controller, done: Promise.resolve() };
     const run = async (): Promise<void> => {
       try {
         await action(controller.signal);
@@ -354,13 +324,13 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         if (options.failFast && error instanceof Error && to !== undefined) finish(error);
         else log.error(`${name}: ${errorText(error)}`);
       } finally {
-        task = undefined;
+        if (task === mine) task = undefined;
         if (name !== CHORES || syncInForce(node) !== inForceBefore) reportWanted = true;
         wake();
       }
     };
-    task = { name, to, controller, done: Promise.resolve() };
-    task.done = run();
+    task = mine;
+    mine.done = run();
   }
 
   function reached(state: NodeState): void {
@@ -377,33 +347,15 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       : "standby";
   }
 
-  /** What a settled node keeps in order: settings, pg_hba.conf, slots, the synchronous set. */
-  async function chores(signal: AbortSignal): Promise<void> {
-    const { state } = node.state;
-    const writes = canTakeWrites(state);
-    if (node.db === undefined) await look(node);
-    const set = node.answer?.sync;
-    const ours = writes && set?.primaryId === ownId(node) ? set : undefined;
-    if (node.written === undefined && ours) {
-      // a keeper that has adopted a server takes over the names that are in its settings
-      if (ours.version === node.state.syncVersion) node.written = ours;
-      else await advanceSync(node, ours, signal);
-    }
-    const hba = writeHba(node);
-    const settings = writeSettings(node, { readOnly: READ_ONLY.includes(state) });
-    if (hba || settings) await reloadSettings(node);
-    if (writes || state === "secondary") await maintainSlots(node);
-    if (ours && state === node.state.goal && node.sync?.inForce !== true) {
-      await advanceSync(node, ours, signal);
-    }
-    if (writes && !checkpointing) {
-      checkpointing = true;
-      checkpointTimeline(node, signal)
-        .catch((error: unknown) => log.warn(`checkpoint after the promotion: ${errorText(error)}`))
-        .finally(() => {
-          checkpointing = false;
-        });
-    }
+  /** Beside everything else: it may take minutes, and rewinding standbys wait for it. */
+  function checkpointAfterPromotion(): void {
+    if (checkpointing || !canTakeWrites(node.state.state)) return;
+    checkpointing = true;
+    checkpointTimeline(node, checkpoints.signal)
+      .catch((error: unknown) => log.warn(`checkpoint after the promotion: ${errorText(error)}`))
+      .finally(() => {
+        checkpointing = false;
+      });
   }
 
   function act(step: Step, now: number): void {
@@ -422,6 +374,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         log.warn(
           `Neither the monitor nor a standby has been heard of for ${policy().networkPartitionTimeoutMs} ms: this primary stops itself`,
         );
+        // whatever else is under way may hang with the server: the fence doesn't wait for it
+        task?.controller.abort(new Error("this primary is fenced"));
         // what the monitor said before is void: it may have given the group to somebody else since
         contact = "never";
         begin("fence", "demote_timeout", async () => {
@@ -468,7 +422,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         if (choresDue && node.server && now >= backOffUntil) {
           choresDue = false;
           choresDone = now;
-          begin(CHORES, undefined, chores);
+          begin(CHORES, undefined, (signal) => chores(node, signal), checkpointAfterPromotion);
         }
         return;
     }
@@ -534,14 +488,11 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         crashConsidered,
         backingOff: now < backOffUntil,
       });
-      // a task without a goal (a start, chores) is short and bounded: it's only given up for the fence
-      if (
-        task === undefined ||
-        (step.do === "abort" && (task.to !== undefined || (fence !== undefined && now >= fence)))
-      )
-        act(step, now);
+      // a task without a goal (a start, chores) is short and bounded: only the fence goes before it
+      const overtakes = step.do === "fence" || (step.do === "abort" && task?.to !== undefined);
+      if (task === undefined || overtakes) act(step, now);
     }
-    if (node.server && !observing && now - lastObserved >= policy().heartbeatMs) void observe(now);
+    if (node.server && !observing && now - lastObserved >= observeEveryMs(now)) void observe(now);
     const reportDue =
       reportWanted || now - lastReportSent >= policy().heartbeatMs + REPORT_SLACK_MS;
     const retrying = contact !== "fresh" && now - lastReportSent < policy().heartbeatMs / 4;
@@ -624,7 +575,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     // a hint that something has changed: read again; correctness never depends on it
     monitor
       .watch((payload) => {
-        if (concernsUs(node, payload, crash?.asked !== undefined && crash.considered !== true)) {
+        const asking = crash?.asked !== undefined && crash.considered !== true;
+        if (isNews(payload, node.config.formation, node.state, peers(node), asking)) {
           reportWanted = true;
           wake();
         }
@@ -638,28 +590,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     options.stop.removeEventListener("abort", onStop);
     options.leave.removeEventListener("abort", onLeave);
     task?.controller.abort(new Error("the keeper ends"));
+    checkpoints.abort(new Error("the keeper ends"));
     closeLocalDb(node);
     await monitor[Symbol.asyncDispose]();
   }
-}
-
-const isStreaming = (seen: Observation | undefined): boolean =>
-  seen?.inRecovery === true && seen.receiver?.status === "streaming";
-
-/** Whether a notification says more than this node knows. */
-function concernsUs(node: Node, payload: string, asking: boolean): boolean {
-  if (payload === "") return true;
-  let event: Partial<
-    Record<"formation" | "groupId" | "nodeId" | "goalVersion" | "goalState", unknown>
-  >;
-  try {
-    event = JSON.parse(payload);
-  } catch {
-    return false;
-  }
-  if (event.formation !== node.config.formation || event.groupId !== node.state.groupId)
-    return false;
-  if (event.nodeId === node.state.nodeId)
-    return asking || event.goalVersion !== node.state.goalVersion;
-  return peers(node).find(({ nodeId }) => nodeId === event.nodeId)?.goal !== event.goalState;
 }

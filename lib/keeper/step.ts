@@ -55,13 +55,15 @@ function startOrWait(view: LocalView): Step {
 }
 
 /**
- * Order: the fence goes before everything, then a transition whose goal has changed is given up,
+ * Order: the fence goes before everything, whatever is under way, then a transition whose goal has changed is given up,
  * then stopping, and only with fresh contact since the keeper's start anything else.
  */
 export function nextStep(view: LocalView): Step {
   const { state, goal, postgres } = view;
   const traits = STATE_TRAITS[state];
-  if (traits.writes && view.fenced) return { do: view.underWay === undefined ? "fence" : "abort" };
+  if (traits.writes && view.fenced) {
+    return view.underWay === "demote_timeout" ? wait("the fence is closing") : { do: "fence" };
+  }
   if (view.underWay !== undefined) {
     return view.underWay === goal ? wait("a transition is under way") : { do: "abort" };
   }

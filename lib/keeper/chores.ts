@@ -1,0 +1,34 @@
+/** What a settled node keeps in order: settings, pg_hba.conf, slots, the synchronous set. */
+import { canTakeWrites, type NodeState } from "../fsm.ts";
+import {
+  advanceSync,
+  look,
+  maintainSlots,
+  type Node,
+  ownId,
+  reloadSettings,
+  writeHba,
+  writeSettings,
+} from "./node.ts";
+
+/** From the moment that a candidate is cut off until writes open on it. */
+const READ_ONLY: readonly NodeState[] = ["prepare_promotion", "stop_replication"];
+
+/** Changes only what is not as it must be; may be cut off and run again at any time. */
+export async function chores(node: Node, signal: AbortSignal): Promise<void> {
+  const { state, goal, syncVersion } = node.state;
+  const writes = canTakeWrites(state);
+  if (node.db === undefined) await look(node);
+  const set = node.answer?.sync;
+  const ours = writes && set?.primaryId === ownId(node) ? set : undefined;
+  if (node.written === undefined && ours) {
+    // a keeper that has adopted a server takes over the names that are in its settings
+    if (ours.version === syncVersion) node.written = ours;
+    else await advanceSync(node, ours, signal);
+  }
+  const hba = writeHba(node);
+  const settings = writeSettings(node, { readOnly: READ_ONLY.includes(state) });
+  if (hba || settings) await reloadSettings(node);
+  if (writes || state === "secondary") await maintainSlots(node);
+  if (ours && state === goal && node.sync?.inForce !== true) await advanceSync(node, ours, signal);
+}

@@ -1,0 +1,99 @@
+/** What a keeper says of its node, as a value and as the walkthrough's sentence. Pure. */
+import { canTakeWrites } from "../fsm.ts";
+import { formatLsn } from "../group/lsn.ts";
+import type { SyncSet } from "../group/view.ts";
+import type { Observation } from "../pg/local.ts";
+import type { KeeperState, Report } from "../shapes.ts";
+
+export const isStreaming = (seen: Observation | undefined): boolean =>
+  seen?.inRecovery === true && seen.receiver?.status === "streaming";
+
+/** Best first; the report says the best that any standby has. */
+const SYNC_STATES = ["quorum", "sync", "potential", "async"] as const;
+
+export type ReportInput = {
+  readonly state: KeeperState;
+  readonly seen: Observation | undefined;
+  readonly running: boolean;
+  /** Counts the reports since the keeper's start. */
+  readonly sequence: bigint;
+  readonly startFailures: number;
+  readonly syncInForce: SyncSet | null;
+};
+
+export function reportOf(input: ReportInput): Report {
+  const { state, seen, running } = input;
+  const best = SYNC_STATES.find((word) =>
+    seen?.standbys.some(({ syncState }) => syncState === word),
+  );
+  // of a fenced primary too: it's the truth about what it has acknowledged
+  const acknowledges = canTakeWrites(state.state) || state.state === "demote_timeout";
+  return {
+    identity: state.identity,
+    // grows also over restarts of the keeper
+    reportNo: (BigInt(state.incarnation) << 32n) + input.sequence,
+    state: state.state,
+    pgIsRunning: running,
+    timeline: seen?.timeline ?? 0,
+    lsn: formatLsn(seen?.lsn ?? 0n),
+    syncState: running && seen && !seen.inRecovery ? (best ?? "") : "",
+    streaming: running && isStreaming(seen),
+    startFailures: input.startFailures,
+    syncInForce: acknowledges ? input.syncInForce : null,
+    systemIdentifier: state.systemIdentifier,
+  };
+}
+
+/** How far the standby that is furthest behind is behind, in bytes; -1 when there is none. */
+function walDelta(seen: Observation | undefined): bigint {
+  const own = seen?.lsn ?? 0n;
+  let most = -1n;
+  for (const { flushLsn = 0n } of seen?.standbys ?? []) {
+    if (own - flushLsn > most) most = own - flushLsn;
+  }
+  return most;
+}
+
+/** @returns the sentence without, and with, what changes at every report */
+export function sentenceOf(
+  report: Report,
+  formation: string,
+  { state, seen }: Pick<ReportInput, "state" | "seen">,
+): { readonly steady: string; readonly whole: string } {
+  const steady =
+    `Calling node_active for node ${formation}/${state.nodeId}/${state.groupId ?? 0} with current state: ` +
+    `${report.state}, PostgreSQL ${report.pgIsRunning ? "is running" : "is not running"}, ` +
+    `sync_state is "${report.syncState}"`;
+  const delta = report.pgIsRunning ? walDelta(seen) : -1n;
+  return { steady, whole: `${steady}, WAL delta is ${delta}.` };
+}
+
+type Notification = Partial<
+  Record<"formation" | "groupId" | "nodeId" | "goalVersion" | "goalState", unknown>
+>;
+
+/**
+ * Whether a notification says more than this node knows.
+ *
+ * @param payload "" after a (re)subscription: anything may have been missed
+ * @param knows goals of the group's other nodes
+ * @param asking the node waits to hear that a report has been considered
+ */
+export function isNews(
+  payload: string,
+  formation: string,
+  state: KeeperState,
+  knows: readonly { readonly nodeId: number; readonly goal: string }[],
+  asking: boolean,
+): boolean {
+  if (payload === "") return true;
+  let event: Notification;
+  try {
+    event = JSON.parse(payload);
+  } catch {
+    return false;
+  }
+  if (event.formation !== formation || event.groupId !== state.groupId) return false;
+  if (event.nodeId === state.nodeId) return asking || event.goalVersion !== state.goalVersion;
+  return knows.find(({ nodeId }) => nodeId === event.nodeId)?.goal !== event.goalState;
+}
