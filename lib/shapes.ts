@@ -176,6 +176,8 @@ const KeeperStateShape = v.strictObject({
   /** A promotion that was begun: the timeline that it must leave behind. */
   promotedFrom: v.nullable(Count),
   systemIdentifier: v.nullable(v.string()),
+  /** The set that was shown to be in force, and the very server process that it was shown of. */
+  proof: v.nullable(v.strictObject({ pid: Count, startedAtS: v.number(), version: Count })),
 });
 export type KeeperState = v.InferOutput<typeof KeeperStateShape>;
 

@@ -39,7 +39,7 @@ function enter(flag: string | undefined): string {
 
 async function run(config: MonitorConfig): Promise<void> {
   using _lock = lockNode(nodePaths(config.pgdata));
-  await runMonitor(config, signals().stop);
+  await runMonitor(config, signals());
 }
 
 const create = defineCommand({

@@ -5,9 +5,10 @@ import type { SyncSet } from "./view.ts";
 export const standbyName = (nodeId: number): string => `pgautofailover_standby_${nodeId}`;
 
 /**
- * The primary's `synchronous_standby_names`.
+ * The primary's `synchronous_standby_names`. When all members must flush, FIRST says the same as ANY,
+ * and pg_stat_replication then calls them `sync`, which is what operators look for.
  *
- * @returns e.g. `ANY 1 (pgautofailover_standby_2)`; "" makes commits asynchronous
+ * @returns e.g. `FIRST 1 (pgautofailover_standby_2)`; "" makes commits asynchronous
  * @throws {RangeError} more standbys are required than there are members
  * @see PostgreSQL 15 docs, "synchronous_standby_names"
  */
@@ -16,7 +17,8 @@ export function synchronousStandbyNames(set: Pick<SyncSet, "members" | "number">
   if (set.number < 1 || set.number > set.members.length) {
     throw new RangeError(`${set.number} of ${set.members.length} standbys can't be synchronous`);
   }
-  return `ANY ${set.number} (${set.members.map(standbyName).join(", ")})`;
+  const word = set.number === set.members.length ? "FIRST" : "ANY";
+  return `${word} ${set.number} (${set.members.map(standbyName).join(", ")})`;
 }
 
 /**

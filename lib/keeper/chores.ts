@@ -6,6 +6,7 @@ import {
   maintainSlots,
   type Node,
   ownId,
+  recallProof,
   reloadSettings,
   writeHba,
   writeSettings,
@@ -23,8 +24,10 @@ export async function chores(node: Node, signal: AbortSignal): Promise<void> {
   const ours = writes && set?.primaryId === ownId(node) ? set : undefined;
   if (node.written === undefined && ours) {
     // a keeper that has adopted a server takes over the names that are in its settings
-    if (ours.version === syncVersion) node.written = ours;
-    else await advanceSync(node, ours, signal);
+    if (ours.version === syncVersion) {
+      node.written = ours;
+      recallProof(node, ours);
+    } else await advanceSync(node, ours, signal);
   }
   const hba = writeHba(node);
   const settings = writeSettings(node, { readOnly: READ_ONLY.includes(state) });

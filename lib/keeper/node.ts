@@ -340,8 +340,29 @@ export async function advanceSync(node: Node, set: SyncSet, signal: AbortSignal)
         flushLsn >= fromLsn,
     ),
   );
-  if (passed) node.sync = { ...node.sync, inForce: true };
+  if (passed) {
+    node.sync = { ...node.sync, inForce: true };
+    const server = livePostmaster(node.config.pgdata);
+    if (server) {
+      save(node, {
+        proof: { pid: server.pid, startedAtS: server.startedAtS, version: set.version },
+      });
+    }
+  }
   return passed;
+}
+
+/**
+ * What was shown to be in force stays so while the same server process runs with the same names,
+ * also when the keeper that has shown it is gone.
+ */
+export function recallProof(node: Node, set: SyncSet): void {
+  const { proof } = node.state;
+  const server = livePostmaster(node.config.pgdata);
+  if (proof === null || proof.version !== set.version || server === undefined) return;
+  if (server.pid !== proof.pid || server.startedAtS !== proof.startedAtS) return;
+  if (node.observation?.syncNames !== synchronousStandbyNames(set)) return;
+  node.sync = { set, fromLsn: undefined, inForce: true };
 }
 
 /** Waits for the set to be in force; the standby's replies come at least once a second. */

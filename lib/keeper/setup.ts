@@ -40,7 +40,7 @@ export function lockNode(paths: NodePaths): Lock {
   if (isLock(lock)) return lock;
   throw new AppError("conflict", "another process works on this data directory", {
     detail: { pid: lock.heldBy, lock: paths.lock },
-    hint: "Stop it first: roles/keeper.ts stop --pgdata DIR.",
+    hint: "Stop it first, with the stop command of its role.",
   });
 }
 

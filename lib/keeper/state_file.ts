@@ -16,6 +16,7 @@ export const INITIAL_STATE: Omit<KeeperState, "identity"> = {
   following: null,
   promotedFrom: null,
   systemIdentifier: null,
+  proof: null,
 };
 
 export function loadState(path: string): KeeperState | undefined {

@@ -24,7 +24,7 @@ import {
 } from "../pg/server.ts";
 import { writeManagedSettings } from "../pg/settings.ts";
 import type { MonitorConfig } from "../shapes.ts";
-import { delay } from "../sys/clock.ts";
+import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { writeDurably } from "../sys/files.ts";
 import { logger } from "../sys/log.ts";
@@ -216,8 +216,21 @@ export async function createMonitor(config: MonitorConfig): Promise<"created" | 
   return ours && version !== undefined ? "existed" : "created";
 }
 
-/** Runs until `signal` aborts: keeps the instance up and serves all groups. */
-export async function runMonitor(config: MonitorConfig, signal: AbortSignal): Promise<void> {
+/** Backends of a killed server hold its port for a moment; whoever starts us wants to hear of others. */
+const PORT_PATIENCE_MS = 5000;
+
+/**
+ * Keeps the instance up and serves all groups.
+ *
+ * @param stop ends it, and PostgreSQL with it
+ * @param leave ends it at once; PostgreSQL stays, and the next run adopts it
+ */
+export async function runMonitor(
+  config: MonitorConfig,
+  { stop, leave }: { readonly stop: AbortSignal; readonly leave: AbortSignal },
+): Promise<void> {
+  const signal = AbortSignal.any([stop, leave]);
+  const started = monotonicMs();
   let failures = 0;
   let wasReady = false;
   while (!signal.aborted) {
@@ -234,13 +247,14 @@ export async function runMonitor(config: MonitorConfig, signal: AbortSignal): Pr
       if (!signal.aborted) log.warn("Lost the connection to the monitor's PostgreSQL");
     } catch (error) {
       if (signal.aborted) break;
-      // a port in use, say: whoever has just started this wants to hear it
-      if (!wasReady && error instanceof AppError && error.kind === "conflict") throw error;
+      const conflict = error instanceof AppError && error.kind === "conflict";
+      if (conflict && !wasReady && monotonicMs() - started > PORT_PATIENCE_MS) throw error;
       failures += 1;
       log.error(errorText(error));
-      await delay(Math.min(100 * 2 ** failures, 5000), signal).catch(() => undefined);
+      await delay(Math.min(100 * 2 ** failures, 2000), signal).catch(() => undefined);
     }
   }
+  if (leave.aborted) return;
   await stopServer(config.pgdata, STOP_BOUNDS);
   log.info("PostgreSQL of the monitor is stopped");
 }

@@ -362,6 +362,12 @@ export function removeMisleadingPidFile(pgdata: string): void {
  */
 export async function startServer(options: StartOptions): Promise<ServerProcess> {
   const { pgdata, timeoutMs, signal } = options;
+  if (process.env["BUN_FEATURE_FLAG_NO_ORPHANS"]) {
+    throw new AppError("config", "Bun is told to kill PostgreSQL together with this process", {
+      detail: { BUN_FEATURE_FLAG_NO_ORPHANS: process.env["BUN_FEATURE_FLAG_NO_ORPHANS"] },
+      hint: "Unset that variable, and start this without --no-orphans.",
+    });
+  }
   const running = livePostmaster(pgdata);
   if (running) {
     throw new AppError("conflict", "a PostgreSQL server runs in this directory already", {

@@ -86,7 +86,8 @@ async function runInside(file: string, name: string): Promise<void> {
   const pattern = `^${name.replaceAll(/[^A-Za-z0-9 ]/g, ".")}$`;
   const child = Bun.spawn([process.execPath, "test", file, "--test-name-pattern", pattern], {
     cwd: join(import.meta.dir, "../.."),
-    env: { ...process.env, [INSIDE]: template },
+    // handed on by `bun --no-orphans`; a server started below it would be refused
+    env: { ...process.env, [INSIDE]: template, BUN_FEATURE_FLAG_NO_ORPHANS: undefined },
     stdout: "pipe",
     stderr: "pipe",
   });
