@@ -95,7 +95,7 @@ count() { awk -v what="$1" '$2 == what && $1 ~ /^[0-9]+$/ && NF == 2 { n = $1 } 
 # bun test's own counts; a run that ends badly without counting a failure (a crash, a file that can't be loaded) is one.
 suite() {
   rm -f "$work/ok"
-  { NO_COLOR=1 FORCE_COLOR=0 "$bun" --no-env-file --no-orphans test "$@" 2>&1 && : >"$work/ok"; } | tee "$work/suite"
+  { NO_COLOR=1 FORCE_COLOR=0 "$bun" --no-env-file --no-orphans test --timeout 20000 "$@" 2>&1 && : >"$work/ok"; } | tee "$work/suite"
   n=$(count fail)
   [ -e "$work/ok" ] || [ "$n" != 0 ] || n=1
   passed=$((passed + $(count pass)))
@@ -122,8 +122,9 @@ case "${1:-}" in
   "")
     install_postgres
     check
+    # Real servers, with directories and ports of their own: two files at a time.
     for folder in db integration; do
-      has_tests "test/$folder" && suite "./test/$folder"
+      has_tests "test/$folder" && suite --parallel=2 "./test/$folder"
     done
     ;;
   *)

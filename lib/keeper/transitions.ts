@@ -204,10 +204,10 @@ const resume: Transit = async (node, signal) => {
 /** A standby that had been cut off for a promotion receives again; one that still does goes on. */
 const follow: Transit = async (node, signal) => {
   const upstream = requireUpstream(node);
-  const changed = node.state.following !== upstream.nodeId;
-  if (changed) writeFollowing(node, upstream);
-  if (!adoptNode(node)) await startNode(node, "standby", signal);
-  else if (changed) await reloadSettings(node);
+  if (node.state.following !== upstream.nodeId) writeFollowing(node, upstream);
+  // an attempt before, cut off in between, may have written what the server has not read yet
+  if (adoptNode(node)) await reloadSettings(node);
+  else await startNode(node, "standby", signal);
 };
 
 function requireUpstream(node: Node): Peer {

@@ -351,6 +351,14 @@ export function removeMisleadingPidFile(pgdata: string): void {
   rmSync(join(pgdata, "postmaster.pid"), { force: true });
 }
 
+function refuseSecondServer(pgdata: string): void {
+  const running = livePostmaster(pgdata);
+  if (running === undefined) return;
+  throw new AppError("conflict", "a PostgreSQL server runs in this directory already", {
+    detail: { pgdata, pid: running.pid, port: running.port },
+  });
+}
+
 /**
  * Starts the server of a data directory and waits until it takes connections.
  *
@@ -368,19 +376,16 @@ export async function startServer(options: StartOptions): Promise<ServerProcess>
       hint: "Unset that variable, and start this without --no-orphans.",
     });
   }
-  const running = livePostmaster(pgdata);
-  if (running) {
-    throw new AppError("conflict", "a PostgreSQL server runs in this directory already", {
-      detail: { pgdata, pid: running.pid, port: running.port },
-    });
-  }
   const begin = monotonicMs();
   for (;;) {
+    refuseSecondServer(pgdata);
     removeMisleadingPidFile(pgdata);
     const result = await attempt(options);
     if (result.outcome === "ready") {
       return result.server;
     }
+    // A start that was given up may have come up meanwhile: its processes are no orphans.
+    refuseSecondServer(pgdata);
     // Orphans of a killed postmaster still hold its shared memory. They end within milliseconds.
     const orphans = serverProcesses(pgdata, undefined);
     const blocked = /pre-existing shared memory block/.test(String(result.error.detail["log"]));

@@ -1,0 +1,67 @@
+/**
+ * Scenarios that share one cluster of two nodes: each begins with a healthy group and a writer, and
+ * ends with a healthy group that holds every acknowledged row. One that fails prints the story of
+ * the cluster and leaves a new one to the next.
+ */
+import { afterAll, expect, test } from "bun:test";
+import { Cluster } from "./cluster.ts";
+import type { Service } from "./service.ts";
+import type { Writer } from "./writer.ts";
+
+export type Scene = { cluster: Cluster; primary: Service; secondary: Service; writer: Writer };
+
+/** Longest time that a group may take to be whole again after what a scenario did to it. */
+const SETTLE_MS = 30_000;
+
+/**
+ * @param label names the cluster's temporary directory
+ * @returns a function like bun's `test`, whose body gets the healthy cluster
+ */
+export function scenariosOf(label: string) {
+  let shared: Cluster | undefined;
+  afterAll(async () => {
+    await shared?.[Symbol.asyncDispose]();
+  }, 40_000);
+  return (name: string, timeoutMs: number, body: (scene: Scene) => Promise<void>): void => {
+    test(
+      name,
+      async () => {
+        shared ??= await Cluster.twoNodes(label);
+        const cluster = shared;
+        try {
+          await play(cluster, body);
+        } catch (error) {
+          console.error(`${name}\n${await cluster.story()}`);
+          shared = undefined;
+          await cluster[Symbol.asyncDispose]().catch((leak) => console.error(String(leak)));
+          throw error;
+        }
+      },
+      timeoutMs,
+    );
+  };
+}
+
+async function play(cluster: Cluster, body: (scene: Scene) => Promise<void>): Promise<void> {
+  const primary = await cluster.healthy(SETTLE_MS);
+  const secondary = cluster.other(primary);
+  await using writer = await cluster.writer();
+  await body({ cluster, primary, secondary, writer });
+  await nothingLost(cluster, writer);
+}
+
+/** Waits for a healthy group, stops the writer, and compares both nodes with what it knows. */
+export async function nothingLost(cluster: Cluster, writer: Writer): Promise<void> {
+  const primary = await cluster.healthy(SETTLE_MS);
+  await writer.waitForWrites(5, 5000);
+  await writer.stop();
+  const report = await writer.compareWith(primary.address);
+  expect(report).toMatchObject({ lost: [], unexpected: [] });
+  for (const node of cluster.nodes) {
+    if (node === primary) continue;
+    await cluster.waitFor(`every row on ${node.label}`, 5000, async () => {
+      const { lost } = await writer.compareWith(node.address);
+      return lost.length === 0;
+    });
+  }
+}
