@@ -1,4 +1,14 @@
 /** May this primary go on taking writes? Pure: times are passed in, on one monotonic clock. */
+import { canTakeWrites, type NodeState } from "../fsm.ts";
+
+/**
+ * Whether the monitor may give this node's place to somebody else: a standby is in its synchronous
+ * set, or may be (a keeper that has just started doesn't know what is in force).
+ *
+ * @param writtenMembers how many standbys the names in its settings list
+ */
+export const couldBeReplaced = (state: NodeState, writtenMembers: number): boolean =>
+  canTakeWrites(state) && (state === "primary" || writtenMembers > 0);
 
 export type FenceInput = {
   /** When the last report that was answered had been sent; at first, when the keeper started. */

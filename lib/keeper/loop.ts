@@ -11,11 +11,11 @@ import type { Observation } from "../pg/local.ts";
 import { ping } from "../pg/ping.ts";
 import { livePostmaster } from "../pg/server.ts";
 import type { Answer } from "../shapes.ts";
-import { monotonicMs } from "../sys/clock.ts";
+import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { giveBackMemory } from "../sys/memory.ts";
 import { chores } from "./chores.ts";
-import { fenceAtMs } from "./fence.ts";
+import { couldBeReplaced, fenceAtMs } from "./fence.ts";
 import {
   adoptNode,
   CLEAN_STOP,
@@ -34,7 +34,7 @@ import {
   syncInForce,
   upstreamOf,
 } from "./node.ts";
-import { isNews, isStreaming, reportOf, sentenceOf } from "./report.ts";
+import { countsAsRunning, isNews, isStreaming, reportOf, sentenceOf } from "./report.ts";
 import { nextStep, type Step } from "./step.ts";
 import { checkpointTimeline, TRANSITIONS } from "./transitions.ts";
 
@@ -145,9 +145,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     fenceAtMs({
       lastContactMs: lastContact,
       lastReplyMs: lastReply,
-      couldBeReplaced:
-        canTakeWrites(node.state.state) &&
-        (node.state.state === "primary" || (node.written?.members.length ?? 0) > 0),
+      couldBeReplaced: couldBeReplaced(node.state.state, node.written?.members.length ?? 0),
       networkPartitionTimeoutMs: policy().networkPartitionTimeoutMs,
     });
 
@@ -222,7 +220,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     const report = reportOf({
       state: node.state,
       seen,
-      running: postgres(now) === "up",
+      running: countsAsRunning(node.state.state, postgres(now), node.stopping),
       sequence,
       startFailures,
       syncInForce: syncInForce(node),
@@ -318,6 +316,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     const run = async (): Promise<void> => {
       try {
         await action(controller.signal);
+        controller.signal.throwIfAborted();
         after?.();
       } catch (error) {
         if (controller.signal.aborted) {
@@ -363,6 +362,22 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       });
   }
 
+  /** @param overtaken what else is under way: it may hang with the server, or just have started it */
+  function fence(overtaken: Task | undefined): void {
+    overtaken?.controller.abort(new Error("this primary is fenced"));
+    // what the monitor said before is void: it may have given the group to somebody else since
+    contact = "never";
+    begin("fence", "demote_timeout", async () => {
+      try {
+        save(node, { state: "demote_timeout" });
+      } finally {
+        await stopNode(node, FENCE_STOP);
+        await Promise.race([overtaken?.done, delay(FENCE_STOP.killMs)]);
+        if (overtaken) await stopNode(node, FENCE_STOP);
+      }
+    });
+  }
+
   function act(step: Step, now: number): void {
     if (step.do === "wait") {
       if (step.why !== lastWaiting)
@@ -379,17 +394,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         log.warn(
           `Neither the monitor nor a standby has been heard of for ${policy().networkPartitionTimeoutMs} ms: this primary stops itself`,
         );
-        // whatever else is under way may hang with the server: the fence doesn't wait for it
-        task?.controller.abort(new Error("this primary is fenced"));
-        // what the monitor said before is void: it may have given the group to somebody else since
-        contact = "never";
-        begin("fence", "demote_timeout", async () => {
-          try {
-            save(node, { state: "demote_timeout" });
-          } finally {
-            await stopNode(node, FENCE_STOP);
-          }
-        });
+        fence(task);
         return;
       case "transition": {
         const [from, to, action, why] = step.row;

@@ -1,5 +1,5 @@
 /** What a keeper says of its node, as a value and as the walkthrough's sentence. Pure. */
-import { canTakeWrites } from "../fsm.ts";
+import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
 import type { SyncSet } from "../group/view.ts";
 import type { Observation } from "../pg/local.ts";
@@ -7,6 +7,26 @@ import type { KeeperState, Report } from "../shapes.ts";
 
 export const isStreaming = (seen: Observation | undefined): boolean =>
   seen?.inRecovery === true && seen.receiver?.status === "streaming";
+
+/**
+ * What "PostgreSQL is running" means to the monitor. In a state that promises a stopped server it
+ * runs until no process is left: one that hangs may wake up, and somebody else is waiting to open.
+ *
+ * @param stopping this keeper is stopping it just now
+ */
+export function countsAsRunning(
+  state: NodeState,
+  postgres: "up" | "down" | "hung",
+  stopping: boolean,
+): boolean {
+  return STATE_TRAITS[state].postgres === "down"
+    ? postgres !== "down" || stopping
+    : postgres === "up";
+}
+
+/** Whose set in force is told: also a fenced primary's, the truth about what it has acknowledged. */
+export const acknowledges = (state: NodeState): boolean =>
+  canTakeWrites(state) || state === "demote_timeout";
 
 /** Best first; the report says the best that any standby has. */
 const SYNC_STATES = ["quorum", "sync", "potential", "async"] as const;
@@ -26,8 +46,6 @@ export function reportOf(input: ReportInput): Report {
   const best = SYNC_STATES.find((word) =>
     seen?.standbys.some(({ syncState }) => syncState === word),
   );
-  // of a fenced primary too: it's the truth about what it has acknowledged
-  const acknowledges = canTakeWrites(state.state) || state.state === "demote_timeout";
   return {
     identity: state.identity,
     // grows also over restarts of the keeper
@@ -39,7 +57,7 @@ export function reportOf(input: ReportInput): Report {
     syncState: running && seen && !seen.inRecovery ? (best ?? "") : "",
     streaming: running && isStreaming(seen),
     startFailures: input.startFailures,
-    syncInForce: acknowledges ? input.syncInForce : null,
+    syncInForce: acknowledges(state.state) ? input.syncInForce : null,
     systemIdentifier: state.systemIdentifier,
   };
 }

@@ -13,18 +13,22 @@ export const isRoot = process.getuid?.() === 0;
 export function serverOwner(): Owner {
   if (!isRoot) {
     const { username, uid, gid } = userInfo();
-    return { name: username, uid, gid };
+    // Bun takes the name from the environment, which `setpriv` and the like leave as it was.
+    return osUser(uid) ?? { name: username, uid, gid };
   }
   const found = osUser("postgres");
   if (!found) throw new Error("started as root, but there is no OS user postgres");
   return found;
 }
 
-/** An OS user of /etc/passwd. */
-export function osUser(name: string): Owner | undefined {
+/** An OS user of /etc/passwd, by name or number. */
+export function osUser(who: string | number): Owner | undefined {
   for (const line of readFileSync("/etc/passwd", "utf8").split("\n")) {
-    const [user, , uid, gid] = line.split(":");
-    if (user === name) return { name, uid: Number(uid), gid: Number(gid) };
+    const [name = "", , uid, gid] = line.split(":");
+    if (gid === undefined) continue;
+    if (typeof who === "string" ? name === who : Number(uid) === who) {
+      return { name, uid: Number(uid), gid: Number(gid) };
+    }
   }
   return undefined;
 }

@@ -1,0 +1,219 @@
+/** What a keeper may ask of the monitor's database, and what it's refused. */
+import { expect } from "bun:test";
+import { migrate } from "../../lib/monitor/instance.ts";
+import { MIGRATIONS } from "../../lib/monitor/schema/migrations.ts";
+import { waitFor } from "../helpers/wait.ts";
+import { monitorOf, NODE_A, NODE_B, refusal, register, report } from "./monitor_story.ts";
+import { story } from "./pg_story.ts";
+
+const here = import.meta.path;
+
+story(
+  here,
+  "register_node may be called again, and refuses who is somebody else",
+  async (world) => {
+    const monitor = await monitorOf(world);
+    const db = monitor.open("autoctl_node");
+    const first = await register(db, { system: "7000000000000000001", dbname: "app" });
+    expect(first).toMatchObject({
+      nodeId: 1,
+      goal: "init",
+      name: "node_1",
+      dbname: "app",
+      nodes: [],
+    });
+    expect(await register(db, { system: "7000000000000000001" })).toEqual(first);
+    expect(await refusal(register(db, { formation: "none", identity: NODE_B }))).toBe("PA001");
+    expect(await refusal(register(db, { port: 5002 }))).toBe("PA002");
+    expect(await refusal(register(db, { identity: NODE_B }))).toBe("PA003");
+    const other = { port: 5002, identity: NODE_B };
+    expect(await refusal(register(db, { ...other, system: "8" }))).toBe("PA004");
+    expect(await refusal(register(db, { ...other, dbname: "other" }))).toBe("PA006");
+    expect(await refusal(register(db, { ...other, name: "node_1" }))).toBe("PA007");
+    expect((await register(db, other)).nodes).toMatchObject([{ nodeId: 1, port: 5001 }]);
+    const third = { port: 5003, identity: "7f1b8e2e-0000-4000-8000-000000000003" };
+    expect(await refusal(register(db, third))).toBe("PA005");
+    // node 2 never got as far as having data: a create over it begins anew
+    const again = { port: 5002, identity: third.identity };
+    expect((await register(db, again)).nodeId).toBeGreaterThan(2);
+    await monitor.close();
+  },
+);
+
+story(here, "node_active: numbers only grow, the identity counts, news are told", async (world) => {
+  const monitor = await monitorOf(world);
+  const db = monitor.open("autoctl_node");
+  const { nodeId } = await register(db, {});
+  const heard: string[] = [];
+  const woken: string[] = [];
+  const listener = monitor.open();
+  const other = monitor.open();
+  await Promise.all([
+    new Promise<void>(
+      (resolve) => void listener.listen("state", (text) => heard.push(text), resolve),
+    ),
+    new Promise<void>(
+      (resolve) => void other.listen("report", (text) => woken.push(text), resolve),
+    ),
+  ]);
+
+  expect(
+    await report(db, nodeId, { reportNo: 5n, state: "single", pgIsRunning: true }),
+  ).toMatchObject({
+    nodeId,
+    goal: "init",
+  });
+  await waitFor("the news", 2000, () => heard.length === 1 && woken.length === 1);
+  expect(JSON.parse(heard[0] ?? "")).toMatchObject({ nodeId, reportedState: "single" });
+  expect(woken).toEqual(["default/0"]);
+
+  for (const reportNo of [5n, 4n]) {
+    expect(await refusal(report(db, nodeId, { reportNo, state: "primary" }))).toBe("PA011");
+  }
+  const stranger = { reportNo: 9n, identity: NODE_B };
+  expect(await refusal(report(db, nodeId, stranger))).toBe("PA010");
+  expect(await refusal(report(db, nodeId + 1, { reportNo: 9n }))).toBe("PA010");
+  const [row] = await db.query("select reportedstate, reportno from pgautofailover.node");
+  expect(row).toMatchObject({ reportedstate: "single" });
+  expect(Number(row?.["reportno"])).toBe(5);
+
+  // 0 and 0/0 say nothing: a stopped server has not lost its position
+  await report(db, nodeId, { reportNo: 6n, state: "single", timeline: 0, lsn: "0/0" });
+  const [kept] = await db.query(
+    "select reportedtli, reportedlsn::text as lsn from pgautofailover.node",
+  );
+  expect(kept).toEqual({ reportedtli: 1, lsn: "0/3000000" });
+  await monitor.close();
+});
+
+story(
+  here,
+  "node_active: a report without news wakes nobody and waits for no fsync",
+  async (world) => {
+    const monitor = await monitorOf(world);
+    const db = monitor.open("autoctl_node");
+    const own = monitor.open();
+    const { nodeId } = await register(db, {});
+    const same = { state: "single", pgIsRunning: true };
+    await report(db, nodeId, { ...same, reportNo: 1n });
+    await own.query("update pgautofailover.node set goalstate = 'single'");
+    const heard: string[] = [];
+    const listener = monitor.open();
+    await new Promise<void>((resolve) => {
+      void listener.listen("state", (text) => heard.push(text), resolve);
+    });
+    // the setting of the transaction that recorded it, as it was when it ended
+    const recorded = async (reportNo: bigint, change: object): Promise<unknown> => {
+      const payload = {
+        identity: NODE_A,
+        timeline: 1,
+        lsn: "0/3000000",
+        syncState: "",
+        streaming: false,
+        startFailures: 0,
+        syncInForce: null,
+        systemIdentifier: null,
+        ...same,
+        ...change,
+        reportNo: String(reportNo),
+      };
+      return own.transaction(async (query) => {
+        await query("select pgautofailover.node_active('default', $1, $2::text::jsonb)", [
+          nodeId,
+          JSON.stringify(payload),
+        ]);
+        const [row] = await query("select current_setting('synchronous_commit') as value");
+        return row?.["value"];
+      });
+    };
+    expect(await recorded(2n, {})).toBe("off");
+    expect(await recorded(3n, { lsn: "0/4000000" })).toBe("off");
+    expect(heard).toEqual([]);
+    expect(await recorded(4n, { pgIsRunning: false })).toBe("on");
+    await waitFor("the news", 2000, () => heard.length === 1);
+    const [row] = await own.query("select reportedlsn::text as lsn from pgautofailover.node");
+    expect(row).toEqual({ lsn: "0/3000000" });
+    await monitor.close();
+  },
+);
+
+story(here, "remove_node: never the primary of another node, nor its successor", async (world) => {
+  const monitor = await monitorOf(world);
+  const db = monitor.open("autoctl_node");
+  const own = monitor.open();
+  const { nodeId: a } = await register(db, {});
+  const { nodeId: b } = await register(db, { port: 5002, identity: NODE_B });
+  const remove = (nodeId: number, force = false): Promise<string> =>
+    refusal(db.query("select pgautofailover.remove_node($1, $2)", [nodeId, force]));
+  const goals = (goalA: string, goalB: string): Promise<unknown> =>
+    own.query(
+      "update pgautofailover.node set goalstate = case nodeid when $1 then $2 else $3 end",
+      [a, goalA, goalB],
+    );
+  const needed = ["single", "wait_primary", "primary", "draining", "demote_timeout"];
+  for (const state of [...needed, "prepare_promotion", "stop_replication"]) {
+    await goals(state, "catchingup");
+    expect({ state, refused: await remove(a) }).toEqual({ state, refused: "PA020" });
+    expect({ state, refused: await remove(a, true) }).toEqual({ state, refused: "PA020" });
+  }
+  await goals("primary", "secondary");
+  expect(await remove(b)).toBe("");
+  expect(await remove(b)).toBe("");
+  const left = (): Promise<unknown> =>
+    own.query("select nodeid::int as id, goalstate as goal from pgautofailover.node order by 1");
+  expect(await left()).toEqual([
+    { id: a, goal: "primary" },
+    { id: b, goal: "dropped" },
+  ]);
+  expect(await remove(b, true)).toBe("");
+  expect(await left()).toEqual([{ id: a, goal: "primary" }]);
+  const [gone] = await db.query("select pgautofailover.remove_node($1) as value", [b]);
+  expect(gone).toEqual({ value: false });
+  expect(await remove(a)).toBe("");
+  await monitor.close();
+});
+
+story(here, "autoctl_node calls and reads, and can do nothing else", async (world) => {
+  const monitor = await monitorOf(world);
+  const db = monitor.open("autoctl_node");
+  await register(db, {});
+  for (const table of ["node", "formation", '"group"', "event"]) {
+    expect(await refusal(db.query(`select * from pgautofailover.${table}`))).toBe("");
+    expect(await refusal(db.query(`delete from pgautofailover.${table}`))).toBe("42501");
+  }
+  expect((await db.query("select * from pgautofailover.current_state()")).length).toBe(1);
+  expect((await db.query("select * from pgautofailover.last_events('default', 5)")).length).toBe(1);
+  for (const forbidden of [
+    "update pgautofailover.node set goalstate = 'primary'",
+    "insert into pgautofailover.formation (formationid) values ('mine')",
+    "select * from pg_authid",
+    "select pgautofailover.log_event(n, 'R1', 'x') from pgautofailover.node n",
+    "select pgautofailover.notify_state(n) from pgautofailover.node n",
+    "create table pgautofailover.mine (id int)",
+    "select pg_read_file('/etc/passwd')",
+  ]) {
+    expect({ forbidden, state: await refusal(db.query(forbidden)) }).toEqual({
+      forbidden,
+      state: "42501",
+    });
+  }
+  await monitor.close();
+});
+
+story(here, "migrations run once, in order, and never backwards", async (world) => {
+  const monitor = await monitorOf(world);
+  expect(await migrate(monitor.target)).toBe(0);
+  const more = [...MIGRATIONS, "create table pgautofailover.later (id int);"];
+  expect(await migrate(monitor.target, more)).toBe(1);
+  expect(await migrate(monitor.target, more)).toBe(0);
+  const broken = [...more, "create table pgautofailover.half (id int);", "select 1 / 0;"];
+  expect(await refusal(migrate(monitor.target, broken))).not.toBe("");
+  const db = monitor.open();
+  expect(await db.query("select to_regclass('pgautofailover.half') as half")).toEqual([
+    { half: null },
+  ]);
+  const versions = await db.query("select version from public.pg_auto_failover_schema order by 1");
+  expect(versions).toEqual(more.map((_, index) => ({ version: index + 1 })));
+  await expect(migrate(monitor.target, MIGRATIONS)).rejects.toThrow("later version");
+  await monitor.close();
+});

@@ -1,0 +1,233 @@
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import {
+  mkdirSync,
+  mkdtempSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import {
+  loadMonitorConfig,
+  makeNodeDirectory,
+  nodeDirectory,
+  nodePaths,
+  parsePort,
+  removeNodeDirectory,
+  requireMonitorUri,
+  resolvePgdata,
+  saveConfig,
+} from "../../lib/config.ts";
+import { parseAnswer, parseGroupRow, ShapeError } from "../../lib/shapes.ts";
+import { AppError } from "../../lib/sys/errors.ts";
+
+let folder: string;
+const saved = { ...process.env };
+beforeAll(() => {
+  folder = realpathSync(mkdtempSync(join(tmpdir(), "config-")));
+  process.env["XDG_DATA_HOME"] = join(folder, "data");
+});
+afterAll(() => {
+  for (const name of ["XDG_DATA_HOME", "PGDATA", "PG_AUTOCTL_MONITOR"]) {
+    if (saved[name] === undefined) delete process.env[name];
+    else process.env[name] = saved[name];
+  }
+  rmSync(folder, { recursive: true });
+});
+
+function kindOf(body: () => unknown): string {
+  try {
+    body();
+    return "nothing thrown";
+  } catch (error) {
+    return error instanceof AppError ? error.kind : String(error);
+  }
+}
+
+describe("flags and environment", () => {
+  test("a port", () => {
+    expect(parsePort(undefined)).toBe(5432);
+    expect(parsePort("1")).toBe(1);
+    expect(parsePort("65535")).toBe(65_535);
+    for (const wrong of ["0", "65536", "-1", "", "5432x", "54.3", "0x10", " 5432"]) {
+      expect({ wrong, kind: kindOf(() => parsePort(wrong)) }).toEqual({ wrong, kind: "usage" });
+    }
+  });
+
+  test("the data directory: one name however it's written, also before it's there", () => {
+    const real = join(folder, "pgdata");
+    mkdirSync(real);
+    symlinkSync(real, join(folder, "link"));
+    expect(resolvePgdata(join(folder, "link"))).toBe(real);
+    expect(resolvePgdata(`${real}/`)).toBe(real);
+    expect(resolvePgdata(join(folder, "link/new"))).toBe(join(real, "new"));
+    expect(resolvePgdata("/none/at/all")).toBe("/none/at/all");
+    process.env["PGDATA"] = real;
+    expect(resolvePgdata(undefined)).toBe(real);
+    delete process.env["PGDATA"];
+    expect(kindOf(() => resolvePgdata(undefined))).toBe("usage");
+  });
+
+  test("the monitor's URI", () => {
+    const uri = "postgres://autoctl_node@localhost:5444/pg_auto_failover";
+    expect(requireMonitorUri(uri)).toBe(uri);
+    process.env["PG_AUTOCTL_MONITOR"] = uri;
+    expect(requireMonitorUri(undefined)).toBe(uri);
+    delete process.env["PG_AUTOCTL_MONITOR"];
+    expect(kindOf(() => requireMonitorUri(undefined))).toBe("usage");
+    expect(kindOf(() => requireMonitorUri("localhost:5444"))).toBe("usage");
+  });
+});
+
+describe("a node's own files", () => {
+  test("never in the data directory, for the owner only, and gone without a trace", () => {
+    const paths = nodePaths("/srv/pg/a");
+    expect(nodeDirectory("/srv/pg/a")).toBe(join(folder, "data/pg_auto_failover/srv/pg/a"));
+    makeNodeDirectory(paths);
+    expect(statSync(paths.directory).mode & 0o777).toBe(0o700);
+    removeNodeDirectory(paths);
+    expect(() => statSync(join(folder, "data/pg_auto_failover"))).toThrow("ENOENT");
+  });
+
+  test("a neighbour's files stay", () => {
+    const [a, b] = [nodePaths("/srv/pg/a"), nodePaths("/srv/pg/b")];
+    makeNodeDirectory(a);
+    makeNodeDirectory(b);
+    removeNodeDirectory(a);
+    expect(statSync(b.directory).isDirectory()).toBe(true);
+    removeNodeDirectory(b);
+  });
+
+  test("what was saved is loaded; nothing there, and nonsense, are told apart", () => {
+    const paths = nodePaths("/srv/pg/m");
+    const config = {
+      version: 1,
+      pgdata: "/srv/pg/m",
+      pgport: 5444,
+      pgctl: "/usr/bin/pg_ctl",
+      nodename: "localhost",
+      auth: "trust",
+    } as const;
+    expect(kindOf(() => loadMonitorConfig("/srv/pg/m"))).toBe("state");
+    makeNodeDirectory(paths);
+    saveConfig(paths.monitorConfig, config);
+    expect(loadMonitorConfig("/srv/pg/m")).toEqual(config);
+    for (const wrong of [
+      "{",
+      "[]",
+      JSON.stringify({ ...config, pgport: 0 }),
+      JSON.stringify({ ...config, more: 1 }),
+    ]) {
+      writeFileSync(paths.monitorConfig, wrong);
+      expect({ wrong, kind: kindOf(() => loadMonitorConfig("/srv/pg/m")) }).toEqual({
+        wrong,
+        kind: "config",
+      });
+    }
+    removeNodeDirectory(paths);
+  });
+});
+
+const ANSWER = {
+  nodeId: "7",
+  groupId: 0,
+  name: "node_7",
+  goal: "secondary",
+  goalVersion: 3,
+  decidedReport: "8589934593",
+  dbname: "postgres",
+  sync: { version: 2, primaryId: 1, members: ["7"], number: 1 },
+  policy: {
+    heartbeatMs: 1000,
+    networkPartitionTimeoutMs: 2500,
+    nodeTimeoutMs: 4000,
+    unreachablePrimaryTimeoutMs: 30_000,
+    postgresTimeoutMs: 2000,
+    caughtUpBytes: "16777216",
+  },
+  nodes: [
+    {
+      nodeId: 1,
+      name: "node_1",
+      host: "h",
+      port: 5432,
+      reported: "primary",
+      goal: "primary",
+      lsn: "83886080",
+    },
+  ],
+};
+
+describe("what crosses a process", () => {
+  test("an answer: ids are numbers, bytes and report numbers are exact", () => {
+    const answer = parseAnswer(ANSWER);
+    expect(answer).toMatchObject({
+      nodeId: 7,
+      sync: { members: [7] },
+      decidedReport: 8_589_934_593n,
+    });
+    expect(answer.nodes[0]?.lsn).toBe(83_886_080n);
+    const large = "18446744073709551615";
+    expect(parseAnswer({ ...ANSWER, decidedReport: large }).decidedReport).toBe(BigInt(large));
+  });
+
+  test.each([
+    ["an unknown state", { ...ANSWER, goal: "elected" }, "goal"],
+    ["a missing field", { ...ANSWER, sync: undefined }, "sync"],
+    ["a field too many", { ...ANSWER, more: 1 }, "more"],
+    ["an id that isn't whole", { ...ANSWER, nodeId: "1.5" }, "nodeId"],
+    [
+      "a port out of range",
+      { ...ANSWER, nodes: [{ ...ANSWER.nodes[0], port: 70_000 }] },
+      "nodes.0.port",
+    ],
+    ["nothing", null, "value"],
+  ])("%s is refused and named", (_, value, path) => {
+    expect(() => parseAnswer(value)).toThrow(ShapeError);
+    expect(() => parseAnswer(value)).toThrow(`the monitor's answer: ${path}: `);
+  });
+
+  test("a group's row: health is a word, an absent set undefined", () => {
+    const node = {
+      nodeId: 1,
+      name: "a",
+      host: "h",
+      port: 1,
+      reported: "init",
+      goal: "init",
+      pgRunning: false,
+      startFailures: 0,
+      reportAgeMs: "1.5",
+      health: -1,
+      healthAgeMs: 0,
+      timeline: 0,
+      lsn: "0",
+      streaming: false,
+      stalledMs: 0,
+      candidatePriority: 50,
+      replicationQuorum: true,
+      syncInForce: null,
+      reportNo: "0",
+      decidedReport: "0",
+    };
+    const row = {
+      formation: "f",
+      groupId: 0,
+      clockMs: "1.5",
+      sync: ANSWER.sync,
+      policy: ANSWER.policy,
+      nodes: [node],
+    };
+    const healthOf = (health: number) =>
+      parseGroupRow({ ...row, nodes: [{ ...node, health }] }).nodes[0]?.health;
+    expect([1, 0, -1].map(healthOf)).toEqual(["good", "bad", "unknown"]);
+    expect(parseGroupRow(row).nodes[0]).toMatchObject({
+      syncInForce: undefined,
+      reportAgeMs: 1.5,
+      lsn: 0n,
+    });
+  });
+});

@@ -1,0 +1,88 @@
+/** report: what the monitor is told, and which notifications are worth a look. */
+import { expect, test } from "bun:test";
+import { countsAsRunning, isNews, reportOf, sentenceOf } from "../../../lib/keeper/report.ts";
+import { newState } from "../../../lib/keeper/state_file.ts";
+import type { Observation } from "../../../lib/pg/local.ts";
+
+const state = {
+  ...newState(),
+  nodeId: 1,
+  groupId: 0,
+  state: "primary" as const,
+  goalVersion: 7,
+  incarnation: 2,
+};
+const standby = {
+  applicationName: "pgautofailover_standby_2",
+  state: "streaming",
+  syncState: "sync",
+  flushLsn: 100n,
+  replyTime: undefined,
+};
+const seen: Observation = {
+  inRecovery: false,
+  timeline: 3,
+  lsn: 140n,
+  replayLsn: undefined,
+  receiver: undefined,
+  syncNames: "",
+  readOnlyDefault: false,
+  standbys: [standby],
+  slots: [],
+  systemIdentifier: "1",
+};
+const set = { version: 4, primaryId: 1, members: [2], number: 1 };
+const input = { state, seen, running: true, sequence: 5n, startFailures: 0, syncInForce: set };
+
+test("countsAsRunning: a frozen server is down, but not where a stopped one was promised", () => {
+  expect(countsAsRunning("primary", "hung", false)).toBe(false);
+  expect(countsAsRunning("demote_timeout", "hung", false)).toBe(true);
+  expect(countsAsRunning("demote_timeout", "down", true)).toBe(true);
+  expect(countsAsRunning("demote_timeout", "down", false)).toBe(false);
+});
+
+test("reportOf: numbers grow over restarts of the keeper", () => {
+  const before = reportOf({ ...input, sequence: 4_000_000n }).reportNo;
+  const after = reportOf({ ...input, state: { ...state, incarnation: 3 }, sequence: 1n }).reportNo;
+  expect(after > before).toBe(true);
+});
+
+test("reportOf: the set in force is a primary's to tell, a fenced one's too, and nobody else's", () => {
+  const told = (name: "primary" | "demote_timeout" | "demoted" | "secondary") =>
+    reportOf({ ...input, state: { ...state, state: name } }).syncInForce;
+  expect(told("primary")).toEqual(set);
+  expect(told("demote_timeout")).toEqual(set);
+  expect(told("demoted")).toBeNull();
+  expect(told("secondary")).toBeNull();
+});
+
+test("reportOf: a server that is down has no standbys and streams from nobody", () => {
+  const { syncState, streaming } = reportOf({ ...input, running: false });
+  expect({ syncState, streaming }).toEqual({ syncState: "", streaming: false });
+});
+
+test("sentenceOf is the walkthrough's", () => {
+  const { whole } = sentenceOf(reportOf(input), "default", input);
+  expect(whole).toBe(
+    'Calling node_active for node default/1/0 with current state: primary, PostgreSQL is running, sync_state is "sync", WAL delta is 40.',
+  );
+});
+
+test("isNews: what this node knows already is none", () => {
+  const told = (event: object, asking = false) =>
+    isNews(
+      JSON.stringify({ formation: "default", groupId: 0, ...event }),
+      "default",
+      state,
+      [{ nodeId: 2, goal: "secondary" }],
+      asking,
+    );
+  expect(told({ nodeId: 1, goalVersion: 7 })).toBe(false);
+  expect(told({ nodeId: 1, goalVersion: 7 }, true)).toBe(true);
+  expect(told({ nodeId: 1, goalVersion: 8 })).toBe(true);
+  expect(told({ nodeId: 2, goalState: "secondary" })).toBe(false);
+  expect(told({ nodeId: 2, goalState: "catchingup" })).toBe(true);
+  expect(told({ nodeId: 1, goalVersion: 8, groupId: 1 })).toBe(false);
+  expect(isNews("", "default", state, [], false)).toBe(true);
+  expect(isNews("no JSON", "default", state, [], false)).toBe(false);
+});

@@ -1,0 +1,91 @@
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { loadState, newState, saveState } from "../../../lib/keeper/state_file.ts";
+import type { KeeperState } from "../../../lib/shapes.ts";
+import { AppError } from "../../../lib/sys/errors.ts";
+
+let folder: string;
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "state-"));
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+test("what was saved is what is loaded, for the owner's eyes only", () => {
+  const path = join(folder, "state.json");
+  const state: KeeperState = {
+    ...newState(),
+    nodeId: 2,
+    state: "secondary",
+    following: 1,
+    promotedFrom: 3,
+  };
+  expect(loadState(path)).toBeUndefined();
+  saveState(path, state);
+  expect(loadState(path)).toEqual(state);
+  expect(statSync(path).mode & 0o777).toBe(0o600);
+});
+
+test("each node has an identity of its own", () => {
+  expect(newState().identity).not.toBe(newState().identity);
+});
+
+describe("a file that can't be believed is refused, and named", () => {
+  const good = { ...newState(), state: "primary" };
+  test.each([
+    ["torn", JSON.stringify(good).slice(0, 40)],
+    ["empty", ""],
+    ["of an unknown state", JSON.stringify({ ...good, state: "leading" })],
+    ["of a later version", JSON.stringify({ ...good, version: 2 })],
+    ["with a field too many", JSON.stringify({ ...good, extra: 1 })],
+    ["without the promise", JSON.stringify({ ...good, following: undefined })],
+  ])("%s", (name, text) => {
+    const path = join(folder, name);
+    writeFileSync(path, text);
+    expect(() => loadState(path)).toThrow(AppError);
+    expect(() => loadState(path)).toThrow(/could not read a file of this node/);
+  });
+});
+
+test("a write that fails leaves the old file and nothing else", () => {
+  const home = join(folder, "full");
+  mkdirSync(home);
+  const path = join(home, "state.json");
+  saveState(path, { ...newState(), state: "secondary" });
+  const before = readFileSync(path, "utf8");
+  // a directory in the place of the temporary file: also root can't write that
+  mkdirSync(`${path}.${process.pid}.tmp`);
+  expect(() => saveState(path, { ...newState(), state: "primary" })).toThrow(AppError);
+  expect(readFileSync(path, "utf8")).toBe(before);
+});
+
+test("a writer that is killed at any moment leaves a whole file, old or new", async () => {
+  const home = join(folder, "killed");
+  mkdirSync(home);
+  const path = join(home, "state.json");
+  saveState(path, newState());
+  const module = JSON.stringify(join(import.meta.dir, "../../../lib/keeper/state_file.ts"));
+  const code = `const { newState, saveState } = require(${module});
+    console.log("writing");
+    for (let i = 0; ; i++) saveState(${JSON.stringify(path)}, { ...newState(), incarnation: i });`;
+  for (let round = 0; round < 3; round += 1) {
+    const writer = Bun.spawn([process.execPath, "-e", code], { stdin: "ignore", stdout: "pipe" });
+    await writer.stdout.getReader().read();
+    // not a wait for a condition: some moment in the middle of a write
+    await Bun.sleep(5 + 7 * round);
+    writer.kill("SIGKILL");
+    await writer.exited;
+    expect(loadState(path)?.version).toBe(1);
+  }
+  saveState(path, newState());
+  expect(readdirSync(home).filter((name) => name === "state.json")).toEqual(["state.json"]);
+});
