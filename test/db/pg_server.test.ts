@@ -22,6 +22,7 @@ import { writeStandbySettings } from "../../lib/pg/settings.ts";
 import { AppError } from "../../lib/sys/errors.ts";
 import { isAlive } from "../helpers/processes.ts";
 import { waitFor } from "../helpers/wait.ts";
+import { bun, serverBundle } from "./bundle.ts";
 import { BOUNDS, failure, measured, median, story } from "./pg_story.ts";
 
 const here = import.meta.path;
@@ -82,12 +83,13 @@ story(here, "PostgreSQL outlives a keeper that is killed", async ({ dir, binarie
   const node = await primary("a");
   await stopServer(node.pgdata, BOUNDS);
   const script = `
-    import { startServer } from ${JSON.stringify(join(import.meta.dir, "../../lib/pg/server.ts"))};
+    import { startServer } from ${JSON.stringify(join(dir, "server.js"))};
     const server = await startServer(${JSON.stringify({ binaries, pgdata: node.pgdata, port: node.port, logFile: node.logFile, timeoutMs: 10_000 })});
     console.log(server.pid);
     await server.exited;`;
+  writeFileSync(join(dir, "server.js"), serverBundle);
   writeFileSync(join(dir, "keeper.ts"), script);
-  const keeper = Bun.spawn([process.execPath, join(dir, "keeper.ts")], {
+  const keeper = Bun.spawn([bun, join(dir, "keeper.ts")], {
     stdout: "pipe",
     env: { ...process.env, NOTIFY_SOCKET: "/nowhere", PGOPTIONS: "-c work_mem=1MB" },
   });
