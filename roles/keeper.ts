@@ -15,6 +15,7 @@ import { findBinaries } from "../lib/pg/binaries.ts";
 import type { Auth, KeeperConfig } from "../lib/shapes.ts";
 import { answer, commonArgs, exit, logArgs, main } from "../lib/sys/cli.ts";
 import { AppError, EXIT_CODES } from "../lib/sys/errors.ts";
+import { runLean } from "../lib/sys/lean.ts";
 import { logger } from "../lib/sys/log.ts";
 import { signals } from "../lib/sys/signals.ts";
 import { becomeOwnerOf } from "../lib/sys/user.ts";
@@ -123,7 +124,10 @@ const create = defineCommand({
 const run = defineCommand({
   meta: { name: "run", description: "Keep the node running in the foreground" },
   args: { ...pgdataArg, ...logArgs },
-  run: ({ args }) => runForeground(enter(args.pgdata)),
+  run({ args }) {
+    runLean();
+    return runForeground(enter(args.pgdata));
+  },
 });
 
 const status = defineCommand({

@@ -20,6 +20,7 @@ import { findBinaries } from "../lib/pg/binaries.ts";
 import { livePostmaster } from "../lib/pg/server.ts";
 import type { Auth, MonitorConfig } from "../lib/shapes.ts";
 import { answer, commonArgs, exit, logArgs, main } from "../lib/sys/cli.ts";
+import { runLean } from "../lib/sys/lean.ts";
 import { lockHolder } from "../lib/sys/lock.ts";
 import { logger } from "../lib/sys/log.ts";
 import { signals } from "../lib/sys/signals.ts";
@@ -90,7 +91,10 @@ const create = defineCommand({
 const runCommand = defineCommand({
   meta: { name: "run", description: "Keep the monitor running in the foreground" },
   args: { ...pgdataArg, ...logArgs },
-  run: ({ args }) => run(loadMonitorConfig(enter(args.pgdata))),
+  run({ args }) {
+    runLean();
+    return run(loadMonitorConfig(enter(args.pgdata)));
+  },
 });
 
 const status = defineCommand({

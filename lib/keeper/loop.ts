@@ -13,7 +13,6 @@ import { livePostmaster } from "../pg/server.ts";
 import type { Answer } from "../shapes.ts";
 import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
-import { giveBackMemory } from "../sys/memory.ts";
 import { chores } from "./chores.ts";
 import { couldBeReplaced, fenceAtMs } from "./fence.ts";
 import {
@@ -49,8 +48,6 @@ const START = "start PostgreSQL";
 const CHORES = "keep settings in order";
 /** Files are looked through this often although nothing has changed that we know of. */
 const CHORES_EVERY_MS = 10_000;
-/** So long after the last transition the node counts as idle. */
-const IDLE_AFTER_MS = 20_000;
 /** A standby that has just been started is looked at this often, until it streams. */
 const EAGER_MS = 50;
 const EAGER_FOR_MS = 5000;
@@ -98,7 +95,6 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let startFailures = 0;
   let backOffUntil = Number.NEGATIVE_INFINITY;
   let task: Task | undefined;
-  let idleAt: number | undefined = started + IDLE_AFTER_MS;
   let choresDue = true;
   let choresDone = Number.NEGATIVE_INFINITY;
   let serverSuspected = true;
@@ -340,7 +336,6 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     save(node, { state });
     log.info(`Transition complete: current state is now "${state}"`);
     eagerUntil = monotonicMs() + EAGER_FOR_MS;
-    idleAt = monotonicMs() + IDLE_AFTER_MS;
     choresDue = true;
     if (options.until?.(state)) finish(state);
   }
@@ -508,10 +503,6 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     const retrying = contact !== "fresh" && now - lastReportSent < policy().heartbeatMs / 4;
     if (reportDue && !reporting && !retrying) void sendReport(now);
     if (options.failFast) checkPatience(now);
-    if (idleAt !== undefined && now >= idleAt && task === undefined) {
-      idleAt = undefined;
-      giveBackMemory();
-    }
 
     const heartbeat = policy().heartbeatMs;
     const dues = [

@@ -1,5 +1,4 @@
 /** Does a server answer a fresh connection? Cheaper than a session, and needs no password. */
-import { connect } from "node:net";
 import { join } from "node:path";
 
 /** `refused`: the machine answers, and nothing listens there. `silent`: no word in time. */
@@ -29,24 +28,38 @@ function startupMessage({ user, database }: PingTarget): Buffer {
  * Connects, says who it is, and takes whatever the server says to that as a sign of life: a backend
  * was forked and spoke. A refusal ("too many clients", "starting up", a login that isn't let in)
  * counts, as it does for libpq's PQping.
+ *
+ * By Bun's own sockets: this runs every second, and a stream of Node's costs three times as much.
  */
 export function ping(target: PingTarget, timeoutMs: number): Promise<Ping> {
   const { host, port } = target;
-  const socket = host.startsWith("/")
-    ? connect({ path: join(host, `.s.PGSQL.${port}`) })
-    : connect({ host, port });
   return new Promise((resolve) => {
+    let socket: { terminate(): void } | undefined;
     const settle = (outcome: Ping): void => {
       clearTimeout(timer);
-      if (outcome === "answered") socket.end(TERMINATE);
-      else socket.destroy();
       resolve(outcome);
     };
-    const timer = setTimeout(() => settle("silent"), timeoutMs);
-    socket.on("connect", () => socket.write(startupMessage(target)));
-    socket.once("data", () => settle("answered"));
-    socket.on("error", () => settle("refused"));
-    // accepted by the kernel, and closed without a word: the server is going or gone
-    socket.on("close", () => settle("refused"));
+    const timer = setTimeout(() => {
+      settle("silent");
+      socket?.terminate();
+    }, timeoutMs);
+    const handler: Bun.SocketHandler<undefined> = {
+      open(opened) {
+        socket = opened;
+        opened.write(startupMessage(target));
+      },
+      data(opened) {
+        settle("answered");
+        opened.end(TERMINATE);
+      },
+      // accepted by the kernel, and closed without a word: the server is going or gone
+      close: () => settle("refused"),
+      error: () => settle("refused"),
+      connectError: () => settle("refused"),
+    };
+    const connecting = host.startsWith("/")
+      ? Bun.connect({ unix: join(host, `.s.PGSQL.${port}`), socket: handler })
+      : Bun.connect({ hostname: host, port, socket: handler });
+    connecting.catch(() => settle("refused"));
   });
 }
