@@ -37,6 +37,13 @@ export function resolvePgdata(flag: string | undefined): string {
   }
 }
 
+/** The data directory that a command is about; from here on this process is the user who owns it. */
+export function enterPgdata(flag: string | undefined): string {
+  const pgdata = resolvePgdata(flag);
+  becomeOwnerOf(pgdata);
+  return resolvePgdata(pgdata);
+}
+
 /** Where a node keeps its own files: never inside PGDATA, which a base backup replaces. */
 export function nodeDirectory(pgdata: string): string {
   const data = process.env["XDG_DATA_HOME"] || join(homeDirectory(), ".local/share");
@@ -184,8 +191,6 @@ export function locateMonitor(args: {
     return { monitor: requireMonitorUri(named), formation: args.formation ?? "default" };
   if (args.pgdata === undefined && !process.env["PGDATA"])
     return { monitor: requireMonitorUri(undefined), formation: "default" };
-  const pgdata = resolvePgdata(args.pgdata);
-  becomeOwnerOf(pgdata);
-  const config = loadKeeperConfig(resolvePgdata(pgdata));
+  const config = loadKeeperConfig(enterPgdata(args.pgdata));
   return { monitor: config.monitor, formation: args.formation ?? config.formation };
 }

@@ -184,31 +184,28 @@ export type KeeperState = v.InferOutput<typeof KeeperStateShape>;
 const AuthShape = v.picklist(["trust", "scram-sha-256"]);
 export type Auth = v.InferOutput<typeof AuthShape>;
 
-const KeeperConfigShape = v.strictObject({
+const INSTANCE_CONFIG = {
   version: v.literal(1),
   pgdata: v.string(),
   pgport: Port,
   pgctl: v.string(),
   nodename: v.string(),
+  auth: AuthShape,
+};
+
+const KeeperConfigShape = v.strictObject({
+  ...INSTANCE_CONFIG,
   name: v.optional(v.string()),
   formation: v.string(),
   group: Count,
   dbname: v.optional(v.string()),
   monitor: v.string(),
-  auth: AuthShape,
   candidatePriority: Count,
   replicationQuorum: v.boolean(),
 });
 export type KeeperConfig = v.InferOutput<typeof KeeperConfigShape>;
 
-const MonitorConfigShape = v.strictObject({
-  version: v.literal(1),
-  pgdata: v.string(),
-  pgport: Port,
-  pgctl: v.string(),
-  nodename: v.string(),
-  auth: AuthShape,
-});
+const MonitorConfigShape = v.strictObject(INSTANCE_CONFIG);
 export type MonitorConfig = v.InferOutput<typeof MonitorConfigShape>;
 
 /** A value from outside that doesn't have the shape it must have. */

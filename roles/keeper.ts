@@ -1,7 +1,7 @@
 #!/usr/bin/env -S bun --no-env-file
 /** keeper: the agent beside one PostgreSQL. */
 import { defineCommand } from "citty";
-import { parseCount, parsePort, requireMonitorUri, resolvePgdata } from "../lib/config.ts";
+import { enterPgdata, parseCount, parsePort, requireMonitorUri } from "../lib/config.ts";
 import {
   createNode,
   dropNode,
@@ -18,19 +18,11 @@ import { AppError, EXIT_CODES } from "../lib/sys/errors.ts";
 import { runLean } from "../lib/sys/lean.ts";
 import { logger } from "../lib/sys/log.ts";
 import { signals } from "../lib/sys/signals.ts";
-import { becomeOwnerOf } from "../lib/sys/user.ts";
 
 const log = logger("keeper");
 const pgdataArg = {
   pgdata: { type: "string", description: "The node's data directory (or PGDATA)" },
 } as const;
-
-/** The data directory, as the user who owns it. */
-function enter(flag: string | undefined): string {
-  const pgdata = resolvePgdata(flag);
-  becomeOwnerOf(pgdata);
-  return resolvePgdata(pgdata);
-}
 
 async function runForeground(pgdata: string): Promise<void> {
   if ((await runNode(pgdata, signals())) === "dropped") {
@@ -89,7 +81,7 @@ const create = defineCommand({
     run: { type: "boolean", description: "Go on with run" },
   },
   async run({ args }) {
-    const pgdata = enter(args.pgdata);
+    const pgdata = enterPgdata(args.pgdata);
     const monitor = requireMonitorUri(args.monitor);
     const pgport = parsePort(args.pgport);
     const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
@@ -126,7 +118,7 @@ const run = defineCommand({
   args: { ...pgdataArg, ...logArgs },
   run({ args }) {
     runLean();
-    return runForeground(enter(args.pgdata));
+    return runForeground(enterPgdata(args.pgdata));
   },
 });
 
@@ -137,7 +129,7 @@ const status = defineCommand({
   },
   args: { ...pgdataArg, ...commonArgs },
   run({ args }) {
-    const found = statusOf(enter(args.pgdata));
+    const found = statusOf(enterPgdata(args.pgdata));
     const word = (pid: number | undefined) =>
       pid === undefined ? "not running" : `running with pid ${pid}`;
     const { keeper, postgres } = found;
@@ -157,7 +149,7 @@ const stop = defineCommand({
   },
   args: { ...pgdataArg, ...logArgs },
   async run({ args }) {
-    log.info(`The node ${await stopRole(statusOf(enter(args.pgdata)).pgdata)}`);
+    log.info(`The node ${await stopRole(statusOf(enterPgdata(args.pgdata)).pgdata)}`);
   },
 });
 
@@ -168,7 +160,7 @@ const reload = defineCommand({
   },
   args: { ...pgdataArg, ...logArgs },
   run({ args }) {
-    if (signalRole(statusOf(enter(args.pgdata)).pgdata, "SIGHUP") !== undefined) return;
+    if (signalRole(statusOf(enterPgdata(args.pgdata)).pgdata, "SIGHUP") !== undefined) return;
     throw new AppError("state", "the keeper is not running", {
       hint: "Start it with roles/keeper.ts run --pgdata DIR.",
     });
@@ -184,7 +176,7 @@ const drop = defineCommand({
     force: { type: "boolean", description: "Also when the monitor can't be told" },
   },
   async run({ args }) {
-    const { pgdata } = statusOf(enter(args.pgdata));
+    const { pgdata } = statusOf(enterPgdata(args.pgdata));
     await dropNode(pgdata, { destroy: args.destroy ?? false, force: args.force ?? false });
     log.info(
       `The node at "${pgdata}" is removed from its group${args.destroy ? ", and its data directory" : ""}`,

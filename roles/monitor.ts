@@ -2,11 +2,11 @@
 /** monitor: the witness of a formation, with a PostgreSQL of its own. */
 import { defineCommand } from "citty";
 import {
+  enterPgdata,
   loadMonitorConfig,
   nodePaths,
   parsePort,
   removeNodeDirectory,
-  resolvePgdata,
 } from "../lib/config.ts";
 import { lockNode, stopRole } from "../lib/keeper/setup.ts";
 import {
@@ -24,19 +24,11 @@ import { runLean } from "../lib/sys/lean.ts";
 import { lockHolder } from "../lib/sys/lock.ts";
 import { logger } from "../lib/sys/log.ts";
 import { signals } from "../lib/sys/signals.ts";
-import { becomeOwnerOf } from "../lib/sys/user.ts";
 
 const log = logger("monitor");
 const pgdataArg = {
   pgdata: { type: "string", description: "The monitor's data directory (or PGDATA)" },
 } as const;
-
-/** The data directory, as the user who owns it. */
-function enter(flag: string | undefined): string {
-  const pgdata = resolvePgdata(flag);
-  becomeOwnerOf(pgdata);
-  return resolvePgdata(pgdata);
-}
 
 async function run(config: MonitorConfig): Promise<void> {
   using _lock = lockNode(nodePaths(config.pgdata));
@@ -67,7 +59,7 @@ const create = defineCommand({
     run: { type: "boolean", description: "Go on with run" },
   },
   async run({ args }) {
-    const pgdata = enter(args.pgdata);
+    const pgdata = enterPgdata(args.pgdata);
     const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
     const config: MonitorConfig = {
       version: 1,
@@ -93,7 +85,7 @@ const runCommand = defineCommand({
   args: { ...pgdataArg, ...logArgs },
   run({ args }) {
     runLean();
-    return run(loadMonitorConfig(enter(args.pgdata)));
+    return run(loadMonitorConfig(enterPgdata(args.pgdata)));
   },
 });
 
@@ -104,7 +96,7 @@ const status = defineCommand({
   },
   args: { ...pgdataArg, ...commonArgs },
   run({ args }) {
-    const config = loadMonitorConfig(enter(args.pgdata));
+    const config = loadMonitorConfig(enterPgdata(args.pgdata));
     const found = {
       pgdata: config.pgdata,
       uri: monitorUri(config),
@@ -126,7 +118,7 @@ const stop = defineCommand({
   meta: { name: "stop", description: "Stop the monitor and its PostgreSQL" },
   args: { ...pgdataArg, ...logArgs },
   async run({ args }) {
-    log.info(`The monitor ${await stopRole(loadMonitorConfig(enter(args.pgdata)).pgdata)}`);
+    log.info(`The monitor ${await stopRole(loadMonitorConfig(enterPgdata(args.pgdata)).pgdata)}`);
   },
 });
 
@@ -134,7 +126,7 @@ const drop = defineCommand({
   meta: { name: "drop", description: "Stop the monitor and remove its data directory" },
   args: { ...pgdataArg, ...logArgs },
   async run({ args }) {
-    const config = loadMonitorConfig(enter(args.pgdata));
+    const config = loadMonitorConfig(enterPgdata(args.pgdata));
     await stopRole(config.pgdata);
     await removeMonitor(config);
     removeNodeDirectory(nodePaths(config.pgdata));

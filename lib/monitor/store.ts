@@ -11,12 +11,7 @@ const READ_GROUP = `
 select jsonb_build_object(
   'formation', g.formationid, 'groupId', g.groupid,
   'clockMs', extract(epoch from now_.at) * 1000,
-  'sync', jsonb_build_object('version', g.syncversion, 'primaryId', g.syncprimary,
-                             'members', to_jsonb(g.syncmembers), 'number', g.syncnumber),
-  'policy', jsonb_build_object(
-    'heartbeatMs', f.heartbeat_ms, 'networkPartitionTimeoutMs', f.network_partition_timeout_ms,
-    'nodeTimeoutMs', f.node_timeout_ms, 'unreachablePrimaryTimeoutMs', f.unreachable_primary_timeout_ms,
-    'postgresTimeoutMs', f.postgres_timeout_ms, 'caughtUpBytes', f.caught_up_bytes::text),
+  'sync', pgautofailover.assigned_set(g), 'policy', pgautofailover.policy(f),
   'nodes', (select coalesce(jsonb_agg(jsonb_build_object(
       'nodeId', n.nodeid, 'name', n.nodename, 'host', n.nodehost, 'port', n.nodeport,
       'reported', n.reportedstate, 'goal', n.goalstate, 'pgRunning', n.reportedpgisrunning,

@@ -107,6 +107,20 @@ language sql set search_path = pg_catalog, pg_temp as $$
         'goalVersion', (node).goalversion, 'health', (node).health)::text);
 $$;
 
+create function pgautofailover.assigned_set(g pgautofailover."group") returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select jsonb_build_object('version', (g).syncversion, 'primaryId', (g).syncprimary,
+                              'members', to_jsonb((g).syncmembers), 'number', (g).syncnumber);
+$$;
+
+create function pgautofailover.policy(f pgautofailover.formation) returns jsonb
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select jsonb_build_object(
+        'heartbeatMs', (f).heartbeat_ms, 'networkPartitionTimeoutMs', (f).network_partition_timeout_ms,
+        'nodeTimeoutMs', (f).node_timeout_ms, 'unreachablePrimaryTimeoutMs', (f).unreachable_primary_timeout_ms,
+        'postgresTimeoutMs', (f).postgres_timeout_ms, 'caughtUpBytes', (f).caught_up_bytes::text);
+$$;
+
 -- What a keeper needs to know after a report; everything is read at one moment.
 create function pgautofailover.answer(node_id bigint) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -114,12 +128,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         'nodeId', n.nodeid, 'groupId', n.groupid, 'name', n.nodename,
         'goal', n.goalstate, 'goalVersion', n.goalversion, 'decidedReport', n.decidedreport::text,
         'dbname', f.dbname,
-        'sync', jsonb_build_object('version', g.syncversion, 'primaryId', g.syncprimary,
-                                   'members', to_jsonb(g.syncmembers), 'number', g.syncnumber),
-        'policy', jsonb_build_object(
-            'heartbeatMs', f.heartbeat_ms, 'networkPartitionTimeoutMs', f.network_partition_timeout_ms,
-            'nodeTimeoutMs', f.node_timeout_ms, 'unreachablePrimaryTimeoutMs', f.unreachable_primary_timeout_ms,
-            'postgresTimeoutMs', f.postgres_timeout_ms, 'caughtUpBytes', f.caught_up_bytes::text),
+        'sync', pgautofailover.assigned_set(g), 'policy', pgautofailover.policy(f),
         'nodes', (select coalesce(jsonb_agg(jsonb_build_object(
                 'nodeId', p.nodeid, 'name', p.nodename, 'host', p.nodehost, 'port', p.nodeport,
                 'reported', p.reportedstate, 'goal', p.goalstate, 'lsn', p.reportedlsn - '0/0'::pg_lsn)
