@@ -41,6 +41,8 @@ const REPORT_TIMEOUT_MS = 1000;
 const CHECK_TIMEOUT_MS = 1000;
 /** How long a keeper waits to hear what to do about a crash before it acts by itself. */
 const ASK_TIMEOUT_MS = 1000;
+/** How long a keeper that stops waits for its standby to be told to take over. */
+const HAND_OVER_MS = 5000;
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 
@@ -100,7 +102,9 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let serverSuspected = true;
   let checkpointing = false;
   const checkpoints = new AbortController();
-  let closing = false;
+  let closing: "stopping" | "handing over" | undefined;
+  let handOverUntil = Number.POSITIVE_INFINITY;
+  let acknowledged: string | undefined;
   let over = false;
   let timer: ReturnType<typeof setTimeout> | undefined;
   let scheduled = false;
@@ -242,6 +246,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       contact = "fresh";
       if (over) return;
       take(answer);
+      if (!report.pgIsRunning) acknowledged = report.state;
       if (report.state === "dropped") finish("dropped");
     } catch (error) {
       if (error instanceof AppError && error.kind === "dropped") {
@@ -477,7 +482,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     const fence = fenceAt();
     const crashConsidered =
       crash === undefined || crash.considered === true || now - crash.at >= ASK_TIMEOUT_MS;
-    if (!closing) {
+    if (closing !== "stopping") {
       const step = nextStep({
         state: node.state.state,
         goal: node.state.goal,
@@ -495,7 +500,14 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       });
       // a task without a goal (a start, chores) is short and bounded: only the fence goes before it
       const overtakes = step.do === "fence" || (step.do === "abort" && task?.to !== undefined);
-      if (task === undefined || overtakes) act(step, now);
+      const allowed =
+        closing === undefined ||
+        (step.do === "transition" && STATE_TRAITS[step.row[1]].postgres === "down");
+      if (allowed && (task === undefined || overtakes)) act(step, now);
+    }
+    if (closing === "handing over" && hasHandedOver(now)) {
+      finish(node.state.state);
+      return;
     }
     if (node.server && !observing && now - lastObserved >= observeEveryMs(now)) void observe(now);
     const reportDue =
@@ -550,16 +562,29 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
 
   // ---------------------------------------------------------------- signals
 
+  /** The monitor knows all that it must to let somebody else open, or nobody can be told any more. */
+  function hasHandedOver(now: number): boolean {
+    if (now >= handOverUntil || contact !== "fresh") return true;
+    const { state, goal } = node.state;
+    if (task || reporting || reportWanted || acknowledged !== state) return false;
+    if (state === "primary") return crash?.considered === true && goal === state;
+    return state !== "draining" && state !== "demote_timeout";
+  }
+
+  /** A primary walks to "demoted" before it ends: writes open elsewhere only when it has said so. */
   async function shutDown(): Promise<void> {
-    closing = true;
+    closing = "stopping";
     task?.controller.abort(new Error("the keeper stops"));
     await task?.done;
     log.info("Stopping PostgreSQL");
     await stopNode(node, CLEAN_STOP);
-    while (reporting) await new Promise<void>((resume) => setImmediate(resume));
-    // a stopped primary is failed over at once, and not after node_timeout
-    if (contact === "fresh") await sendReport(monotonicMs());
-    finish(node.state.state);
+    const now = monotonicMs();
+    crash = { at: now };
+    acknowledged = undefined;
+    handOverUntil = now + HAND_OVER_MS;
+    closing = "handing over";
+    reportWanted = true;
+    turn();
   }
 
   const onStop = (): void =>
