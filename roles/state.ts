@@ -89,6 +89,7 @@ const events = defineCommand({
           row.rule ?? "-",
           row.description,
         ]),
+        ["Comment"],
       ),
     );
   },

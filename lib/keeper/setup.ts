@@ -344,7 +344,7 @@ export function signalRole(pgdata: string, signal: NodeJS.Signals): number | und
 }
 
 /** SIGTERM to the role's process, and waits until it has let go; a server without one is stopped too. */
-export async function stopRole(pgdata: string): Promise<"stopped" | "was not running"> {
+export async function stopRole(pgdata: string): Promise<"is stopped" | "was not running"> {
   const { lock } = nodePaths(pgdata);
   const pid = signalRole(pgdata, "SIGTERM");
   if (pid !== undefined) {
@@ -355,7 +355,7 @@ export async function stopRole(pgdata: string): Promise<"stopped" | "was not run
     });
   }
   const how = await stopServer(pgdata, CLEAN_STOP);
-  return pid === undefined && how === "not running" ? "was not running" : "stopped";
+  return pid === undefined && how === "not running" ? "was not running" : "is stopped";
 }
 
 /**

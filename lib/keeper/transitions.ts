@@ -127,6 +127,12 @@ const becomeSingle: Transit = async (node, signal) => {
  * primary can't get an acknowledgement from here any more, whatever it believes.
  */
 const disconnect: Transit = async (node, signal) => {
+  const seen = node.server && (await look(node).catch(() => undefined));
+  if (seen?.inRecovery && seen.receiver === undefined) {
+    log.info(
+      "PostgreSQL cannot reach the primary server: the system view pg_stat_wal_receiver has no rows",
+    );
+  }
   writeFollowing(node, undefined);
   // The settings of a promoted server that is not open yet: nothing is left to reload later.
   writeSettings(node, { set: nobody(node), readOnly: true });

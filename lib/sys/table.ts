@@ -4,16 +4,26 @@
  * A table with right-aligned columns, `|` between them and a rule below the header; no line break at the end.
  *
  * @param rows each as long as the header; missing cells are blank
+ * @param prose titles of columns that hold sentences, which begin at the left
  */
 export function renderTable(
   header: readonly string[],
   rows: readonly (readonly string[])[],
+  prose: readonly string[] = [],
 ): string {
   const widths = header.map((title, column) =>
     Math.max(width(title), ...rows.map((row) => width(row[column] ?? ""))),
   );
-  const line = (cells: readonly string[]) =>
-    widths.map((w, column) => padStart(cells[column] ?? "", w)).join(" | ");
+  const line = (cells: readonly string[]): string => {
+    const text = widths
+      .map((w, column) => {
+        const cell = cells[column] ?? "";
+        const blank = " ".repeat(Math.max(0, w - width(cell)));
+        return prose.includes(header[column] ?? "") ? cell + blank : blank + cell;
+      })
+      .join(" | ");
+    return prose.length > 0 ? text.trimEnd() : text;
+  };
   const rule = widths
     .map((w, column) => "-".repeat(w + (column === 0 || column === widths.length - 1 ? 1 : 2)))
     .join("+");
@@ -26,8 +36,4 @@ export function renderTable(
 
 function width(text: string): number {
   return Bun.stringWidth(text);
-}
-
-function padStart(text: string, to: number): string {
-  return " ".repeat(Math.max(0, to - width(text))) + text;
 }

@@ -281,14 +281,15 @@ describe("the primary is in trouble", () => {
     ],
     [
       "R304: the old primary confirms that it has stopped",
-      ["1 draining>demote_timeout down", "2 stop_replication"],
+      ["1 demote_timeout down", "2 stop_replication"],
       `R304: ${opens}`,
     ],
     [
-      "R304: not while its PostgreSQL runs",
-      ["1 draining>demote_timeout", "2 stop_replication"],
+      "R304: a stop that isn't finished is no confirmation",
+      ["1 draining>demote_timeout down", "2 stop_replication"],
       "nothing",
     ],
+    ["R304: not while its PostgreSQL runs", ["1 demote_timeout", "2 stop_replication"], "nothing"],
     [
       "R304: a crash is no confirmation",
       ["1 primary>demote_timeout down", "2 stop_replication"],
@@ -296,7 +297,7 @@ describe("the primary is in trouble", () => {
     ],
     [
       "R304: not before the promotion is done",
-      ["1 draining>demote_timeout down", "2 prepare_promotion>stop_replication"],
+      ["1 demote_timeout down", "2 prepare_promotion>stop_replication"],
       "nothing",
     ],
     [

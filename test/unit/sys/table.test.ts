@@ -21,3 +21,13 @@ test("renderTable: no rows, one column, wide characters", () => {
   expect(renderTable(["a", "b"], [])).toBe("a | b\n--+--");
   expect(renderTable(["a"], [["日本"]])).toBe("   a\n----\n日本");
 });
+
+test("renderTable: prose begins at the left, and nothing trails", () => {
+  const rows = [
+    ["R1", "long words"],
+    ["R22", "short"],
+  ];
+  expect(renderTable(["Rule", "Comment"], rows, ["Comment"])).toBe(
+    ["Rule | Comment", "-----+-----------", "  R1 | long words", " R22 | short"].join("\n"),
+  );
+});
