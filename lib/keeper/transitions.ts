@@ -410,8 +410,25 @@ const initStandby: Transit = async (node, signal) => {
     await startAsStandby(node, upstream, signal);
     return;
   }
+  await requireCopy(node, source);
   await rewindOrClone(node, signal);
 };
+
+/** A copy of a cluster that has been a primary of its own on this timeline may differ unnoticed. */
+async function requireCopy(node: Node, source: Source): Promise<void> {
+  const { pgdata } = node.config;
+  const { state, reachedTimeline } = await controlData(node.binaries, pgdata);
+  const isBackup = existsSync(`${pgdata}/backup_label`);
+  if (state.includes("recovery") || isBackup || reachedTimeline !== source.timeline) return;
+  throw new AppError(
+    "conflict",
+    "the data directory was a primary's, and may differ from the group's",
+    {
+      detail: { pgdata, state, timeline: reachedTimeline },
+      hint: "Give an empty directory: the node is then copied from its group's primary.",
+    },
+  );
+}
 
 const record: Transit = async () => undefined;
 

@@ -66,7 +66,7 @@ story(here, "a group is made, fails over and loses a node, goal by goal", async 
   expect(await decide()).toBe("R301");
   const asked = (await readGroup(db, KEY))?.nodes[0];
   expect(asked?.decidedReport).toBe(asked?.reportNo as bigint);
-  await says(1, { state: "draining", pgIsRunning: false });
+  await says(1, { state: "demote_timeout", pgIsRunning: false });
   await says(2, { state: "prepare_promotion" });
   expect(await decide()).toBe("R303");
   await says(2, { state: "stop_replication", timeline: 2 });

@@ -106,4 +106,19 @@ test("a cluster with data becomes the first node, stopped or running", async () 
   expect(await second.ask("select answer from kept")).toEqual([{ answer: 42 }]);
   expect((await second.command("drop", ["--destroy"])).code).toBe(0);
   expect(existsSync(second.pgdata)).toBe(false);
+
+  // a copy that went on as a primary of its own has the same identifier and timeline
+  await cluster.waitForStates({ node1: "single" }, END_MS);
+  await node.terminate(END_MS);
+  const fork = cluster.addNode("fork");
+  await runAs(cluster.owner, ["cp", "-a", node.pgdata, fork.pgdata]);
+  node.start();
+  await cluster.waitForStates({ node1: "single" }, END_MS);
+  await cluster.waitFor("the first node to run", END_MS, async () => {
+    const rows = await node.ask("select 1 as up");
+    return rows.length === 1;
+  });
+  const divided = await fork.tryCreate();
+  expect(divided.code).toBe(7);
+  expect(divided.stderr).toContain("may differ");
 }, 90_000);
