@@ -1,5 +1,5 @@
 /** What a settled node keeps in order: settings, pg_hba.conf, slots, the synchronous set. */
-import { canTakeWrites, type NodeState } from "../fsm.ts";
+import { canTakeWrites } from "../fsm.ts";
 import {
   advanceSync,
   look,
@@ -11,9 +11,6 @@ import {
   writeHba,
   writeSettings,
 } from "./node.ts";
-
-/** From the moment that a candidate is cut off until writes open on it. */
-const READ_ONLY: readonly NodeState[] = ["prepare_promotion", "stop_replication"];
 
 /** Changes only what is not as it must be; may be cut off and run again at any time. */
 export async function chores(node: Node, signal: AbortSignal): Promise<void> {
@@ -30,7 +27,8 @@ export async function chores(node: Node, signal: AbortSignal): Promise<void> {
     } else await advanceSync(node, ours, signal);
   }
   const hba = writeHba(node);
-  const settings = writeSettings(node, { readOnly: READ_ONLY.includes(state) });
+  // read-only also where it says nothing new: a standby promoted by hand draws no clients
+  const settings = writeSettings(node, { readOnly: !writes });
   if (hba || settings) await reloadSettings(node);
   if (writes || state === "secondary") await maintainSlots(node);
   if (ours && state === goal && node.sync?.inForce !== true) await advanceSync(node, ours, signal);

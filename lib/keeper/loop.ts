@@ -108,6 +108,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let over = false;
   let timer: ReturnType<typeof setTimeout> | undefined;
   let scheduled = false;
+  let isStranger = false;
   let lastSaid = "";
   let lastWaiting = "";
 
@@ -171,6 +172,18 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     node.sync = undefined;
   }
 
+  function noticeStranger(seen: Observation): void {
+    const { state, promotedFrom } = node.state;
+    const strange =
+      !seen.inRecovery && STATE_TRAITS[state].role === "standby" && promotedFrom === null && !task;
+    if (strange && !isStranger) {
+      log.error(
+        `This standby has been promoted behind the monitor's back, to timeline ${seen.timeline}: it is not part of the group's history`,
+      );
+    }
+    isStranger = strange;
+  }
+
   /** A fresh connection shows that the server serves; the query goes over the one that is held. */
   async function observe(now: number): Promise<void> {
     observing = true;
@@ -188,6 +201,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         reportWanted = true;
       }
       distrustNames(seen);
+      noticeStranger(seen);
       noticeReplies(seen, now);
       startFailures = 0;
     } catch (error) {

@@ -376,7 +376,7 @@ async function rewindFrom(
 async function startAsStandby(node: Node, upstream: Peer, signal: AbortSignal): Promise<void> {
   node.written = undefined;
   save(node, { promotedFrom: null });
-  writeSettings(node, { set: nobody(node) });
+  writeSettings(node, { set: nobody(node), readOnly: true });
   writeFollowing(node, upstream);
   await startNode(node, "standby", signal);
   await dropOwnSlots(node);
