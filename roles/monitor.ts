@@ -1,13 +1,7 @@
 #!/usr/bin/env -S bun --no-env-file
 /** monitor: the witness of a formation, with a PostgreSQL of its own. */
 import { defineCommand } from "citty";
-import {
-  enterPgdata,
-  loadMonitorConfig,
-  nodePaths,
-  parsePort,
-  removeNodeDirectory,
-} from "../lib/config.ts";
+import { enterPgdata, loadMonitorConfig, nodePaths, parsePort } from "../lib/config.ts";
 import { lockNode, stopRole } from "../lib/keeper/setup.ts";
 import {
   createMonitor,
@@ -129,7 +123,6 @@ const drop = defineCommand({
     const config = loadMonitorConfig(enterPgdata(args.pgdata));
     await stopRole(config.pgdata);
     await removeMonitor(config);
-    removeNodeDirectory(nodePaths(config.pgdata));
     log.info(`The monitor at "${config.pgdata}" is removed`);
   },
 });

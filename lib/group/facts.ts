@@ -21,7 +21,7 @@ export function primaryOf(nodes: readonly NodeView[]): NodeView | undefined {
   );
 }
 
-/** Its keeper reports and the last probe doesn't contradict a silent one. */
+/** Its keeper has been heard of within node_timeout. */
 function isReporting(node: NodeView, policy: Policy): boolean {
   return node.reportAgeMs < policy.nodeTimeoutMs;
 }

@@ -356,7 +356,7 @@ async function rewindFrom(
     log.info(`No rewind is needed: this node is on timeline ${timeline} already`);
     return;
   }
-  // pg_rewind runs crash recovery on its own, with whatever the settings say
+  // a crashed server is brought to a clean end first: nothing may wait for a standby then
   writeSettings(node, { set: nobody(node) });
   removeMisleadingPidFile(config.pgdata);
   save(node, { data: "rewinding" });

@@ -259,9 +259,6 @@ export async function runMonitor(
   log.info("PostgreSQL of the monitor is stopped");
 }
 
-export const stopMonitorServer = (config: MonitorConfig): Promise<unknown> =>
-  stopServer(config.pgdata, STOP_BOUNDS);
-
 export async function removeMonitor(config: MonitorConfig): Promise<void> {
   await stopServer(config.pgdata, { ...STOP_BOUNDS, fastMs: 5000 });
   rmSync(config.pgdata, { recursive: true, force: true });
