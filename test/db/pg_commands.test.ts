@@ -218,6 +218,8 @@ async function forked(world: World) {
   writeStandbySettings(b.pgdata, { primaryConninfo: "", primarySlotName: "" });
   await reload(dbB);
   expect(await reloadTaken(dbB, "startup", { timeoutMs: 2000 })).toBe(true);
+  const isCut = async () => (await observe(dbB)).receiver === undefined;
+  await waitFor("b's walreceiver to end", 5000, isCut);
   await dbA.script("INSERT INTO t SELECT generate_series(1001, 2000)");
   const end = (await observe(dbA)).lsn;
   await waitFor("the WAL on c", 5000, async () => ((await observe(dbC)).replayLsn ?? 0n) >= end);
