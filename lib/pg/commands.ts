@@ -15,7 +15,10 @@ import { dirname, join, resolve } from "node:path";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { run } from "../sys/exec.ts";
 import { readIfExists, syncDirectory } from "../sys/files.ts";
+import { openDb } from "../sys/sql.ts";
+import { currentUser } from "../sys/user.ts";
 import type { Binaries } from "./binaries.ts";
+import { replayedAll } from "./local.ts";
 import { listProcesses, sendSignal } from "./processes.ts";
 import { livePostmaster, startServer, stopServer } from "./server.ts";
 import { ensureStandbySignal } from "./settings.ts";
@@ -382,6 +385,7 @@ async function settle(options: {
   const { binaries, pgdata, timeoutMs, signal } = options;
   const hidden = mkdtempSync(join(tmpdir(), "pg-"));
   let failure: unknown;
+  let isReplayed = true;
   try {
     await startServer({
       ...{ binaries, pgdata, timeoutMs, signal },
@@ -399,6 +403,16 @@ async function settle(options: {
         wal_keep_size: "1000GB",
       },
     });
+    isReplayed = false;
+    // It lets us in as soon as it is consistent. What it had not replayed by its end would be missing
+    // from pg_control, and pg_rewind would find nothing to take back.
+    const target = {
+      ...{ host: hidden, port: 5432, user: currentUser(), database: "postgres" },
+      ...{ applicationName: "pg_auto_failover rewind", connectTimeoutMs: 5000 },
+    };
+    await using db = openDb(target);
+    await replayedAll(db, { timeoutMs, signal });
+    isReplayed = true;
   } catch (error) {
     // It may have replayed everything and wait for news of open transactions before it lets anyone
     // in: pg_control has the last word.
@@ -409,7 +423,7 @@ async function settle(options: {
   }
   signal.throwIfAborted();
   const { state } = await controlData(binaries, pgdata);
-  if (!CLEAN_STATES.includes(state)) {
+  if (!isReplayed || !CLEAN_STATES.includes(state)) {
     throw failure ?? new AppError("postgres", "crash recovery ended early", { detail: { state } });
   }
 }

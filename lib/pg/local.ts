@@ -317,6 +317,36 @@ export async function reloadTaken(
 }
 
 /**
+ * Waits until a standby that receives nothing has replayed all WAL that it has: its startup process
+ * sleeps between two looks for more.
+ *
+ * @returns the end of what it could replay, in bytes
+ * @throws {AppError} timeout: it replays on, or a walreceiver is back
+ */
+export async function replayedAll(
+  db: Db,
+  options: { readonly timeoutMs: number; readonly signal?: AbortSignal },
+): Promise<bigint> {
+  const { timeoutMs, signal } = options;
+  const begin = monotonicMs();
+  for (;;) {
+    const [row] = await db.query<{ done: boolean; lsn: string | null }>(
+      `SELECT coalesce(wait_event = 'RecoveryRetrieveRetryInterval'
+           AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver), false) AS done,
+         pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text AS lsn
+       FROM pg_stat_activity WHERE backend_type = 'startup'`,
+    );
+    if (row?.done && row.lsn !== null) return BigInt(row.lsn);
+    if (monotonicMs() - begin > timeoutMs) {
+      throw new AppError("timeout", "the standby has not replayed all of its WAL in time", {
+        detail: { timeout_ms: timeoutMs, reached: row?.lsn ?? "unknown" },
+      });
+    }
+    await delay(2, signal);
+  }
+}
+
+/**
  * Promotes a standby, and resolves as soon as it takes writes on a timeline of its own.
  *
  * @throws {AppError} state: it isn't a standby; timeout: it still is one after timeoutMs; postgres: it
