@@ -121,7 +121,10 @@ story(here, "observe while it's being promoted, again and again", async (world) 
     done = !inRecovery;
   }
   await promotion;
-  expect(new Set(seen)).toEqual(new Set(["true 1", "false 2"]));
+  // PostgreSQL makes the new timeline's first segment a moment before it leaves recovery
+  const stages = new Set(seen);
+  stages.delete("true 2");
+  expect([...stages]).toEqual(["true 1", "false 2"]);
 });
 
 story(here, "observe is cheap", async (world) => {
