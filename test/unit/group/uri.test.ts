@@ -45,8 +45,10 @@ test("without a user none is named", () => {
 
 test("a URL parser finds any database and user again", () => {
   const name = fc.string({ minLength: 1, unit: "grapheme" });
+  // to a URL parser, though not to libpq, these are steps in a path, however they're written
+  const database = name.filter((text) => text !== "." && text !== "..");
   fc.assert(
-    fc.property(name, name, (database, user) => {
+    fc.property(database, name, (database, user) => {
       const hosts = [{ host: "localhost", port: 5432 }];
       const url = new URL(formationUri({ hosts, database, user, parameters: { a: user } }));
       expect(decodeURIComponent(url.pathname.slice(1))).toBe(database);
