@@ -135,15 +135,21 @@ story(
     expect(await stopServer(node.pgdata, BOUNDS)).toBe("not running");
 
     // A zombie with a server's name, in the right directory: its parent never waits for it.
-    copyFileSync("/bin/true", join(dir, "postgres"));
+    copyFileSync("/bin/cat", join(dir, "postgres"));
     chmodSync(join(dir, "postgres"), 0o755);
-    const parent = Bun.spawn(["sh", "-c", `${join(dir, "postgres")} & echo $!; exec sleep 60`], {
+    const script = `exec 3<&0; ${join(dir, "postgres")} <&3 & echo $!; exec sleep 60 3<&- </dev/null`;
+    const parent = Bun.spawn(["sh", "-c", script], {
       cwd: node.pgdata,
+      stdin: "pipe",
       stdout: "pipe",
     });
     try {
       const { value } = await parent.stdout.getReader().read();
       const zombie = Number(new TextDecoder().decode(value));
+      // a shell might still take notice of the end
+      const isSleep = () => readFileSync(`/proc/${parent.pid}/comm`, "utf8") === "sleep\n";
+      await waitFor("the parent that never waits", 5000, isSleep);
+      await parent.stdin.end();
       const stat = () => readFileSync(`/proc/${zombie}/stat`, "utf8");
       await waitFor("the zombie", 2000, () => stat().includes("(postgres) Z"));
       claim(zombie);
