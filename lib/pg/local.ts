@@ -74,7 +74,8 @@ export function localTarget(
 /*
  * The highest timeline of a WAL segment that holds a standby's last byte. Without a walreceiver it is
  * the only trace of a timeline that the standby has followed since its last restartpoint, and a
- * standby that seems to be on an older one than it is would be rewound or passed over for nothing.
+ * standby that seems to be on an older one than it is would be rewound or passed over for nothing. A
+ * segment without its timeline's history is left over from a life that was taken back by a rewind.
  */
 const TIMELINE_OF_SEGMENTS = `
   SELECT max(('x' || substr(file, 1, 8))::bit(32)::int)
@@ -83,7 +84,9 @@ const TIMELINE_OF_SEGMENTS = `
        '0/0'), '0/0') - 1, 0) AS byte, pg_size_bytes(current_setting('wal_segment_size')) AS size) AS last
   WHERE substr(file, 9) = lpad(upper(to_hex(div(byte, 4294967296)::bigint)), 8, '0')
       || lpad(upper(to_hex(div(mod(byte, 4294967296), size)::bigint)), 8, '0')
-    AND file ~ '^[0-9A-F]{24}$'`;
+    AND file ~ '^[0-9A-F]{24}$'
+    AND (file LIKE '00000001%'
+      OR (pg_stat_file('pg_wal/' || substr(file, 1, 8) || '.history', true)).size IS NOT NULL)`;
 
 /*
  * pg_is_in_recovery() is asked once: a promotion between two answers would have the functions of one
@@ -239,21 +242,36 @@ export async function requestReload(db: Db): Promise<void> {
   await db.query("SELECT pg_reload_conf()");
 }
 
-/** The waits in which an auxiliary process has looked for a reload just before. */
-const IDLE_WAITS: Readonly<Record<"checkpointer" | "startup", readonly string[]>> = {
+/** The waits in which a process has looked for a reload just before. */
+const IDLE_WAITS: Readonly<Record<"checkpointer" | "startup" | "walsender", readonly string[]>> = {
   checkpointer: ["CheckpointerMain"],
   startup: ["RecoveryWalStream", "RecoveryRetrieveRetryInterval", "RecoveryWalAll"],
+  walsender: ["WalSenderMain"],
 };
 
-async function auxiliary(
-  db: Db,
-  backend: string,
-): Promise<{ pid: number; wait: string } | undefined> {
+type Waiting = { readonly pid: number; readonly wait: string };
+
+const waitingOf = ({ pid, wait }: { pid: number; wait: string | null }): Waiting => ({
+  pid: Number(pid),
+  wait: wait ?? "",
+});
+
+async function auxiliary(db: Db, backend: string): Promise<Waiting | undefined> {
   const [row] = await db.query<{ pid: number; wait: string | null }>(
     "SELECT pid, wait_event AS wait FROM pg_stat_activity WHERE backend_type = $1",
     [backend],
   );
-  return row && { pid: Number(row.pid), wait: row.wait ?? "" };
+  return row && waitingOf(row);
+}
+
+/** Those that acknowledge commits, or may: a base backup's never does. */
+async function walsenders(db: Db, name: string): Promise<Waiting[]> {
+  const rows = await db.query<{ pid: number; wait: string | null }>(
+    `SELECT pid, wait_event AS wait FROM pg_stat_activity JOIN pg_stat_replication AS sender USING (pid)
+     WHERE sender.application_name LIKE $1 AND sender.state <> 'backup'`,
+    [name],
+  );
+  return rows.map(waitingOf);
 }
 
 /** Whether SIGHUP waits for a process that hasn't run since it was sent. Signal 1 is bit 0. */
@@ -267,15 +285,15 @@ export function hasPendingHangup(status: string): boolean {
  * process sleeps, so it has ended and what it asked for is done or will be before the idle wait;
  * it is in its idle wait.
  */
+function sleepsSinceSignal(pid: number): boolean {
+  const status = readIfExists(`/proc/${pid}/status`);
+  if (status === undefined || hasPendingHangup(status)) return false;
+  return readProcess(pid)?.state === "S";
+}
+
 async function isIdleSinceSignal(db: Db, backend: "checkpointer" | "startup"): Promise<boolean> {
   const before = await auxiliary(db, backend);
-  const status = before && readIfExists(`/proc/${before.pid}/status`);
-  if (!before || status === undefined || hasPendingHangup(status)) {
-    return false;
-  }
-  if (readProcess(before.pid)?.state !== "S") {
-    return false;
-  }
+  if (!before || !sleepsSinceSignal(before.pid)) return false;
   const after = await auxiliary(db, backend);
   return after?.pid === before.pid && IDLE_WAITS[backend].includes(after.wait);
 }
@@ -317,8 +335,56 @@ export async function reloadTaken(
 }
 
 /**
+ * Waits until no walsender goes by an older list of synchronous standbys: each that was there has
+ * taken up the configuration of the last `reload`, or has ended. One that is too busy to show it
+ * within `patienceMs` is terminated: its standby comes back at once, to a new one.
+ *
+ * @param name of the walsenders' applications, as a pattern of LIKE
+ * @returns false when one is still there after timeoutMs
+ */
+export async function walsendersTaken(
+  db: Db,
+  name: string,
+  options: {
+    readonly patienceMs: number;
+    readonly timeoutMs: number;
+    readonly signal?: AbortSignal;
+  },
+): Promise<boolean> {
+  const { patienceMs, timeoutMs, signal } = options;
+  const begin = monotonicMs();
+  const provable = process.platform === "linux";
+  // those that begin later have the configuration from the postmaster, which had reread it
+  let open = (await walsenders(db, name)).map(({ pid }) => pid);
+  let terminated = false;
+  for (;;) {
+    signal?.throwIfAborted();
+    const asleep = provable ? open.filter(sleepsSinceSignal) : [];
+    const now = open.length > 0 ? await walsenders(db, name) : [];
+    open = open.filter((pid) => {
+      const there = now.find((each) => each.pid === pid);
+      return there && !(asleep.includes(pid) && IDLE_WAITS.walsender.includes(there.wait));
+    });
+    if (open.length === 0) return true;
+    const elapsedMs = monotonicMs() - begin;
+    if (elapsedMs >= timeoutMs) return false;
+    if (!terminated && (elapsedMs >= patienceMs || !provable)) {
+      terminated = true;
+      await db.query("SELECT pg_terminate_backend(pid) FROM unnest($1::text::int[]) AS pid", [
+        `{${open.join()}}`,
+      ]);
+    }
+    await delay(elapsedMs < 100 ? 1 : 10, signal);
+  }
+}
+
+/** A standby that finds no more WAL looks again this often: our own setting of wal_retrieve_retry_interval. */
+const RETRY_MS = 200;
+
+/**
  * Waits until a standby that receives nothing has replayed all WAL that it has: its startup process
- * sleeps between two looks for more.
+ * sleeps between two looks for more. It does so once before it turns to what the walreceiver has left
+ * behind, and that may end in the middle of a record: what is received counts, or a second look.
  *
  * @returns the end of what it could replay, in bytes
  * @throws {AppError} timeout: it replays on, or a walreceiver is back
@@ -329,17 +395,27 @@ export async function replayedAll(
 ): Promise<bigint> {
   const { timeoutMs, signal } = options;
   const begin = monotonicMs();
+  let reached = "";
+  let since = begin;
   for (;;) {
-    const [row] = await db.query<{ done: boolean; lsn: string | null }>(
+    const [row] = await db.query<{ idle: boolean; replayed: string | null; complete: boolean }>(
       `SELECT coalesce(wait_event = 'RecoveryRetrieveRetryInterval'
-           AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver), false) AS done,
-         pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text AS lsn
+           AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver), false) AS idle,
+         pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text AS replayed,
+         pg_last_wal_replay_lsn() >= coalesce(pg_last_wal_receive_lsn(), '0/0') AS complete
        FROM pg_stat_activity WHERE backend_type = 'startup'`,
     );
-    if (row?.done && row.lsn !== null) return BigInt(row.lsn);
-    if (monotonicMs() - begin > timeoutMs) {
+    const now = monotonicMs();
+    if (!row?.idle || row.replayed !== reached) {
+      reached = row?.replayed ?? "";
+      since = now;
+    }
+    if (row?.idle && row.replayed && (row.complete || now - since > 2 * RETRY_MS)) {
+      return BigInt(row.replayed);
+    }
+    if (now - begin > timeoutMs) {
       throw new AppError("timeout", "the standby has not replayed all of its WAL in time", {
-        detail: { timeout_ms: timeoutMs, reached: row?.lsn ?? "unknown" },
+        detail: { timeout_ms: timeoutMs, reached },
       });
     }
     await delay(2, signal);

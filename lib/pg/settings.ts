@@ -165,20 +165,22 @@ export function writeManagedSettings(
  * server, or none, and never a second primary.
  *
  * @param standby.primaryConninfo "" to follow nobody
+ * @returns whether any file changed
  */
 export function writeStandbySettings(
   pgdata: string,
   standby: { readonly primaryConninfo: string; readonly primarySlotName: string },
-): void {
+): boolean {
   const settings = {
     primary_conninfo: standby.primaryConninfo,
     primary_slot_name: standby.primarySlotName,
     recovery_target_timeline: "latest",
   };
   ensureStandbySignal(pgdata);
-  writeOwnFile(join(pgdata, STANDBY_FILE), renderSettings(settings));
-  ensureIncludes(pgdata);
-  dropAlterSystem(pgdata, Object.keys(settings));
+  const own = writeOwnFile(join(pgdata, STANDBY_FILE), renderSettings(settings));
+  const included = ensureIncludes(pgdata);
+  const overridden = dropAlterSystem(pgdata, Object.keys(settings));
+  return own || included || overridden;
 }
 
 /**

@@ -1,5 +1,5 @@
 import { expect } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { writeHbaBlock } from "../../lib/pg/hba.ts";
 import {
@@ -12,6 +12,8 @@ import {
   promote,
   reload,
   reloadTaken,
+  replayedAll,
+  walsendersTaken,
 } from "../../lib/pg/local.ts";
 import { livePostmaster, stopServer } from "../../lib/pg/server.ts";
 import {
@@ -95,6 +97,14 @@ story(
     await b.start();
     const restarted = await observe(b.open());
     expect(restarted).toMatchObject({ inRecovery: true, timeline: 1, lsn: orphan.lsn });
+
+    // A segment that a rewind has left behind, of a timeline that's gone, is no trace of one.
+    const wal = join(b.pgdata, "pg_wal");
+    const segments = readdirSync(wal).filter((name) => /^00000001[0-9A-F]{16}$/.test(name));
+    const strays = segments.map((name) => join(wal, name.replace("00000001", "00000009")));
+    for (const stray of strays) writeFileSync(stray, "");
+    expect(await observe(b.open())).toMatchObject({ timeline: 1 });
+    for (const stray of strays) rmSync(stray);
 
     await promote(b.open(), { timeoutMs: 10_000 });
     const promoted = await observe(b.open());
@@ -276,20 +286,52 @@ story(here, "a standby that follows nobody loses its walreceiver for good", asyn
     times.push(performance.now() - begin);
     const promised = await observe(dbB);
     expect(promised.receiver).toBeUndefined();
+    const end = await replayedAll(dbB, { timeoutMs: 10_000 });
+    expect(end).toBeLessThanOrEqual(promised.lsn);
     await writing;
     await dbA.query("SELECT pg_switch_wal()");
     // Longer than wal_retrieve_retry_interval: every attempt that is due is seen.
     await Bun.sleep(round === 0 ? 1500 : 450);
     const later = await observe(dbB);
-    expect({ receiver: later.receiver, lsn: later.lsn }).toEqual({
+    expect({ receiver: later.receiver, lsn: later.lsn, replayLsn: later.replayLsn }).toEqual({
       receiver: undefined,
       lsn: promised.lsn,
+      replayLsn: end,
     });
     expect((await observe(dbA)).standbys).toEqual([]);
     follow(b, a);
     await reload(dbB);
   }
   median("fencing a standby", times);
+});
+
+story(here, "a frozen walsender goes by the old names, and is waited for", async (world) => {
+  const a = await world.primary("a");
+  const b = await world.standby("b", a);
+  const db = a.open();
+  const taken = (patienceMs: number, timeoutMs: number) =>
+    walsendersTaken(db, "b", { patienceMs, timeoutMs });
+  await waitFor(
+    "b to stream",
+    5000,
+    async () => (await observe(db)).standbys[0]?.state === "streaming",
+  );
+  await reload(db);
+  expect(await taken(2000, 2000)).toBe(true);
+  const walsender = await processOf(db, "walsender");
+  process.kill(walsender, "SIGSTOP");
+  try {
+    await reload(db);
+    expect(await taken(2000, 300)).toBe(false);
+    // told to end, it has not: it may still release whoever waits for it
+    expect(await taken(50, 300)).toBe(false);
+  } finally {
+    process.kill(walsender, "SIGCONT");
+  }
+  expect(await taken(50, 5000)).toBe(true);
+  await caughtUp(db, b.open());
+  expect(await processOf(db, "walsender")).not.toBe(walsender);
+  expect(await walsendersTaken(db, "nobody", { patienceMs: 0, timeoutMs: 0 })).toBe(true);
 });
 
 story(here, "a frozen startup process is no proof, nor is the one of a primary", async (world) => {
