@@ -179,6 +179,13 @@ export function requireMonitorUri(flag: string | undefined): string {
   return uri;
 }
 
+/** The flags of commands that ask a monitor; `locateMonitor` makes sense of them. */
+export const whereArgs = {
+  pgdata: { type: "string", description: "A node's data directory on this machine (or PGDATA)" },
+  monitor: { type: "string", description: "The monitor's URI (or PG_AUTOCTL_MONITOR)" },
+  formation: { type: "string", description: "The formation (the node's, else default)" },
+} as const;
+
 /** Which monitor and formation a question is about: named, or those of a node on this machine. */
 export function locateMonitor(args: {
   readonly pgdata?: string | undefined;

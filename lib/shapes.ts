@@ -1,7 +1,14 @@
 /** Everything that crosses a process, checked once: rows, payloads and files → plain values. */
 import * as v from "valibot";
 import { NODE_STATES } from "./fsm.ts";
-import type { NodeView, Policy, SyncSet } from "./group/view.ts";
+import {
+  DURABILITIES,
+  type NodeView,
+  type Policy,
+  type Settings,
+  type SyncSet,
+  type Timeline,
+} from "./group/view.ts";
 
 const Count = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
 /** int8 and numeric arrive from PostgreSQL as text, from JSON as a number. */
@@ -13,6 +20,14 @@ const Bytes = v.pipe(
 const Milliseconds = v.pipe(v.union([v.string(), v.number()]), v.transform(Number), v.number());
 export const Port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65_535));
 const State = v.picklist(NODE_STATES);
+/** What is NULL in SQL is undefined here. */
+const orUndefined = <T>(
+  schema: v.GenericSchema<unknown, T>,
+): v.GenericSchema<unknown, T | undefined> =>
+  v.pipe(
+    v.nullable(schema),
+    v.transform((value) => value ?? undefined),
+  );
 
 const SyncSetShape: v.GenericSchema<unknown, SyncSet> = v.strictObject({
   version: Id,
@@ -28,7 +43,25 @@ const PolicyShape: v.GenericSchema<unknown, Policy> = v.strictObject({
   unreachablePrimaryTimeoutMs: Count,
   postgresTimeoutMs: Count,
   caughtUpBytes: Bytes,
+  fastForwardTimeoutMs: Count,
 });
+
+const SettingsShape: v.GenericSchema<unknown, Settings> = v.strictObject({
+  durability: v.picklist(DURABILITIES),
+  numberSyncStandbys: Count,
+  strictFencing: v.boolean(),
+  maximumLagBytes: Bytes,
+});
+
+const TimelineShape: v.GenericSchema<unknown, Timeline> = v.strictObject({
+  timeline: Count,
+  parent: Count,
+  forkLsn: Bytes,
+});
+
+/** A promotion that a node has carried out by itself, whether or not it was opened for writes. */
+const PromotionShape = v.strictObject({ timeline: Count, forkLsn: v.string() });
+export type Promotion = v.InferOutput<typeof PromotionShape>;
 
 /** Another node of the keeper's group, as the monitor knows it. */
 const PeerShape = v.strictObject({
@@ -51,6 +84,8 @@ const AnswerShape = v.strictObject({
   goalVersion: Id,
   decidedReport: Bytes,
   dbname: v.string(),
+  /** Where to fetch missing WAL from, for the goal fast_forward. */
+  fetchFrom: orUndefined(Id),
   sync: SyncSetShape,
   policy: PolicyShape,
   nodes: v.array(PeerShape),
@@ -61,14 +96,22 @@ export type Answer = v.InferOutput<typeof AnswerShape>;
 export type Report = {
   readonly identity: string;
   readonly reportNo: bigint;
+  /** Of the goal that it knew when it was sent: a state that was reached without knowing more is no news of that goal. */
+  readonly goalVersion: number;
   readonly state: string;
   readonly pgIsRunning: boolean;
   readonly timeline: number;
   readonly lsn: string;
+  /** Left out: not known. */
+  readonly inRecovery?: boolean;
   readonly syncState: string;
   readonly streaming: boolean;
+  /** Of a primary: the nodes whose standbys stream from it. */
+  readonly sendsTo?: readonly number[];
   readonly startFailures: number;
-  readonly syncInForce: SyncSet | null;
+  /** Null: not known. Left out: this node acknowledges nothing, and has nothing to say about it. */
+  readonly syncInForce?: SyncSet | null;
+  readonly promotion: Promotion | null;
   readonly systemIdentifier: string | null;
 };
 
@@ -93,14 +136,17 @@ const NodeRowShape: v.GenericSchema<
   healthAgeMs: v.optional(Milliseconds),
   timeline: Count,
   lsn: Bytes,
+  inRecovery: v.boolean(),
   streaming: v.boolean(),
   stalledMs: Milliseconds,
+  notSentToMs: Milliseconds,
+  promisedMs: orUndefined(Milliseconds),
+  goalAgeMs: Milliseconds,
+  passedOver: v.boolean(),
+  fetchFrom: orUndefined(Id),
+  promotion: orUndefined(v.strictObject({ timeline: Count, forkLsn: Bytes })),
   candidatePriority: Count,
   replicationQuorum: v.boolean(),
-  syncInForce: v.pipe(
-    v.nullable(SyncSetShape),
-    v.transform((set) => set ?? undefined),
-  ),
   reportNo: Bytes,
   decidedReport: Bytes,
 }) as never;
@@ -111,7 +157,14 @@ const GroupRowShape = v.strictObject({
   groupId: Count,
   clockMs: Milliseconds,
   sync: SyncSetShape,
+  pending: v.array(SyncSetShape),
+  inForce: orUndefined(SyncSetShape),
   policy: PolicyShape,
+  settings: SettingsShape,
+  request: orUndefined(v.strictObject({ target: orUndefined(Id), allowDataLoss: v.boolean() })),
+  disputed: v.boolean(),
+  blocked: orUndefined(v.string()),
+  history: v.array(TimelineShape),
   nodes: v.array(NodeRowShape),
 });
 export type GroupRow = v.InferOutput<typeof GroupRowShape>;
@@ -173,11 +226,15 @@ const KeeperStateShape = v.strictObject({
   data: v.picklist(["none", "ready", "copying", "copied", "rewinding"]),
   /** The node that this standby streams from; null: nobody, and it must stay so (a promise). */
   following: v.nullable(Count),
+  /** Whom the names in the settings list: those that might be promoted in this node's place. */
+  syncMembers: v.array(Count),
   /** A promotion that was begun: the timeline that it must leave behind. */
   promotedFrom: v.nullable(Count),
+  /** The last one of this node. */
+  promotion: v.nullable(PromotionShape),
   systemIdentifier: v.nullable(v.string()),
   /** The set that was shown to be in force, and the very server process that it was shown of. */
-  proof: v.nullable(v.strictObject({ pid: Count, startedAtS: v.number(), version: Count })),
+  proof: v.nullable(v.strictObject({ pid: Count, startedAtS: v.number(), set: SyncSetShape })),
 });
 export type KeeperState = v.InferOutput<typeof KeeperStateShape>;
 

@@ -1,19 +1,21 @@
 #!/usr/bin/env -S bun --no-env-file
 /** state: what the monitor knows of a formation. Reads only. */
 import { defineCommand } from "citty";
-import { locateMonitor, parseCount } from "../lib/config.ts";
+import { locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
 import { canTakeWrites, STATE_TRAITS } from "../lib/fsm.ts";
+import {
+  explainGroup,
+  forksOf,
+  type GroupStory,
+  STORY_HEADER,
+  storyCells,
+} from "../lib/group/explain.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
 import type { StateRow } from "../lib/shapes.ts";
 import { answer, commonArgs, main } from "../lib/sys/cli.ts";
 import { renderTable } from "../lib/sys/table.ts";
 
-const whereArgs = {
-  ...commonArgs,
-  pgdata: { type: "string", description: "A node's data directory on this machine (or PGDATA)" },
-  monitor: { type: "string", description: "The monitor's URI (or PG_AUTOCTL_MONITOR)" },
-  formation: { type: "string", description: "The formation (the node's, else default)" },
-} as const;
+const askArgs = { ...commonArgs, ...whereArgs };
 
 /** What a client can do there; `!`: the last health check failed, `?`: there was none. */
 function connection(row: StateRow): string {
@@ -33,7 +35,7 @@ const show = defineCommand({
     name: "show",
     description: "The nodes of a formation, with reported and assigned states",
   },
-  args: whereArgs,
+  args: askArgs,
   async run({ args }) {
     const at = locateMonitor(args);
     await using monitor = openMonitor(at.monitor);
@@ -72,7 +74,7 @@ const events = defineCommand({
     name: "events",
     description: "The last events: states reported, goals assigned, and the rule behind each",
   },
-  args: { ...whereArgs, count: { type: "string", default: "10", description: "How many" } },
+  args: { ...askArgs, count: { type: "string", default: "10", description: "How many" } },
   async run({ args }) {
     const at = locateMonitor(args);
     const count = parseCount("count", args.count, 1_000_000, 1);
@@ -95,9 +97,70 @@ const events = defineCommand({
   },
 });
 
+const explain = defineCommand({
+  meta: {
+    name: "explain",
+    description:
+      "What each node waits for, what is in the way, what helps, and what a crash would cost now",
+  },
+  args: askArgs,
+  async run({ args }) {
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    const stories: GroupStory[] = [];
+    for (const group of await monitor.groups(at.formation)) {
+      stories.push(explainGroup(await monitor.groupView(at.formation, group)));
+    }
+    if (args.json) return answer(JSON.stringify(stories, undefined, 2));
+    const texts = stories.map(({ groupId, primary, ifPrimaryDied, blocked, nodes }) => [
+      `Group ${groupId}: the primary is ${primary ?? "nobody"}`,
+      `If it died now: ${ifPrimaryDied}`,
+      ...(blocked === null ? [] : [blocked]),
+      renderTable(STORY_HEADER, nodes.map(storyCells), ["Waits for", "What helps"]),
+    ]);
+    answer(texts.map((lines) => lines.join("\n")).join("\n\n"));
+  },
+});
+
+const timeline = defineCommand({
+  meta: {
+    name: "timeline",
+    description: "The timelines of each group, and the nodes whose WAL is not part of them",
+  },
+  args: askArgs,
+  async run({ args }) {
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    const found = [];
+    for (const groupId of await monitor.groups(at.formation)) {
+      const view = await monitor.groupView(at.formation, groupId);
+      const timelines = await monitor.timelines(at.formation, groupId);
+      found.push({ groupId, disputed: view.disputed, timelines, forks: forksOf(view) });
+    }
+    if (args.json) return answer(JSON.stringify(found, undefined, 2));
+    const texts = found.map(({ groupId, disputed, timelines, forks }) => [
+      `Group ${groupId}`,
+      renderTable(
+        ["Timeline", "Left", "At", "Node", "Since"],
+        timelines.map((row) => [
+          String(row.timeline),
+          ...(row.parent === 0 ? ["-", "-"] : [String(row.parent), row.forkLsn]),
+          `${row.nodeId} ${row.nodeName}`,
+          row.promotedAt.toISOString().replace("T", " ").slice(0, 19),
+        ]),
+      ),
+      ...forks.map(({ text }) => text),
+      ...(disputed
+        ? ["Disputed: roles/formation.ts accept-timeline NODE says which one holds"]
+        : []),
+    ]);
+    answer(texts.map((lines) => lines.join("\n")).join("\n\n"));
+  },
+});
+
 await main(
   defineCommand({
     meta: { name: "state", description: "What the monitor knows of a formation" },
-    subCommands: { show, events },
+    subCommands: { show, events, explain, timeline },
   }),
 );

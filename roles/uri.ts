@@ -1,7 +1,7 @@
 #!/usr/bin/env -S bun --no-env-file
 /** uri: prints one connection string for a formation, to hand to an application. */
 import { defineCommand } from "citty";
-import { locateMonitor } from "../lib/config.ts";
+import { locateMonitor, whereArgs } from "../lib/config.ts";
 import { formationUri, URI_FORMATS, type UriFormat } from "../lib/group/uri.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
 import { answer, logArgs, main } from "../lib/sys/cli.ts";
@@ -14,9 +14,7 @@ const uri = defineCommand({
   },
   args: {
     ...logArgs,
-    pgdata: { type: "string", description: "A node's data directory on this machine (or PGDATA)" },
-    monitor: { type: "string", description: "The monitor's URI (or PG_AUTOCTL_MONITOR)" },
-    formation: { type: "string", description: "The formation (the node's, else default)" },
+    ...whereArgs,
     format: {
       type: "enum",
       options: [...URI_FORMATS],

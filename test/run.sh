@@ -68,6 +68,18 @@ install_postgres() {
   has_postgres || give_up "apt-get could not install PostgreSQL."
 }
 
+# --- Network namespaces -------------------------------------------------------------------------------------------
+# Where they can't be had, the tests that need them are skipped and say why.
+install_netns() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return
+  command -v ip >/dev/null && command -v nft >/dev/null && command -v nsenter >/dev/null && return
+  say "Installing ip, nft and nsenter ..."
+  {
+    apt-get update -qq &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends iproute2 nftables util-linux
+  } >&2 || say "apt-get could not install iproute2, nftables and util-linux."
+}
+
 # --- Running and counting -----------------------------------------------------------------------------------------
 passed=0
 failed=0
@@ -113,7 +125,7 @@ check() {
   for folder in unit scenario model; do
     has_tests "test/$folder" && set -- "$@" "./test/$folder"
   done
-  suite "$@"
+  suite --parallel=2 "$@"
 }
 
 install_packages
@@ -126,9 +138,14 @@ case "${1:-}" in
     for folder in db integration; do
       has_tests "test/$folder" && suite --parallel=2 "./test/$folder"
     done
+    if [ "$(id -u)" = 0 ] && has_tests test/netns; then
+      install_netns
+      suite --parallel=2 ./test/netns
+    fi
     ;;
   *)
     install_postgres
+    case "$*" in *netns*) install_netns ;; esac
     suite "$@"
     ;;
 esac

@@ -6,7 +6,8 @@ export type Health = "good" | "bad" | "unknown";
 
 /**
  * One assignment of `synchronous_standby_names`: `number` of `members` (node ids) must have
- * flushed a commit before it is acknowledged. No members: commits are asynchronous.
+ * flushed a commit before it is acknowledged. Number 0: commits wait for nobody, and the members, if
+ * there are any, are only the standbys whose replies keep an asynchronous primary from its fence.
  * `version` only grows within a group; `primaryId` is the node that it's meant for.
  */
 export type SyncSet = {
@@ -31,17 +32,33 @@ export type NodeView = {
   readonly health: Health;
   /** Since the last probe; undefined when there was none since the monitor started. */
   readonly healthAgeMs: number | undefined;
+  /** 0: unknown. */
   readonly timeline: number;
-  /** Bytes; primary: flushed, standby: the greater of received and replayed. */
+  /**
+   * Bytes. Primary: flushed; standby: the greater of received and replayed; once it has promised to
+   * receive nothing more: the end of what it can replay.
+   */
   readonly lsn: bigint;
+  /** The server runs as a standby. */
+  readonly inRecovery: boolean;
   /** Streams from the primary, by its own word. */
   readonly streaming: boolean;
   /** How long it has not been streaming; 0 when it does. */
   readonly stalledMs: number;
+  /** How long the primary has not been sending to it, by the primary's word; 0: it does, or that isn't known. */
+  readonly notSentToMs: number;
+  /** Since it first reported that it receives nothing from the old primary; undefined: it may. */
+  readonly promisedMs: number | undefined;
+  /** Since its goal was assigned. */
+  readonly goalAgeMs: number;
+  /** It was elected, and could not fetch the WAL that it lacks. */
+  readonly passedOver: boolean;
+  /** Of a node that is to fetch WAL: the node to fetch it from. */
+  readonly fetchFrom: number | undefined;
+  /** Its own last promotion, whether or not it was opened for writes. */
+  readonly promotion: Pick<Timeline, "timeline" | "forkLsn"> | undefined;
   readonly candidatePriority: number;
   readonly replicationQuorum: boolean;
-  /** The set that this node, as a primary, last reported to be in force. */
-  readonly syncInForce: SyncSet | undefined;
 };
 
 /** Every threshold of a formation; the monitor sends them to the keepers with each answer. */
@@ -58,6 +75,8 @@ export type Policy = {
   readonly postgresTimeoutMs: number;
   /** A standby within this distance of its primary has caught up. */
   readonly caughtUpBytes: bigint;
+  /** How long an elected standby may take to fetch the WAL that it lacks. */
+  readonly fastForwardTimeoutMs: number;
 };
 
 export const DEFAULT_POLICY: Policy = {
@@ -67,10 +86,53 @@ export const DEFAULT_POLICY: Policy = {
   unreachablePrimaryTimeoutMs: 30_000,
   postgresTimeoutMs: 2000,
   caughtUpBytes: 16n * 1024n * 1024n,
+  fastForwardTimeoutMs: 30_000,
 };
 
 /** Longest time that a fenced primary may take to stop: fast, immediate and SIGKILL together. */
 export const FENCE_STOP_MS = 1200;
+
+/**
+ * `protection`: commits wait rather than exist on one node only. `availability`: they wait while a
+ * standby is healthy. `performance`: they never wait.
+ */
+export const DURABILITIES = ["protection", "availability", "performance"] as const;
+export type Durability = (typeof DURABILITIES)[number];
+
+/** What the operator has chosen for a formation. */
+export type Settings = {
+  readonly durability: Durability;
+  /** How many standbys each commit waits for; 0 is 1. */
+  readonly numberSyncStandbys: number;
+  /** Writes open on a new primary never before the fence's deadline, unless the old one has confirmed. */
+  readonly strictFencing: boolean;
+  /** An asynchronous standby further behind than this is not promoted automatically. */
+  readonly maximumLagBytes: bigint;
+};
+
+export const DEFAULT_SETTINGS: Settings = {
+  durability: "availability",
+  numberSyncStandbys: 0,
+  strictFencing: false,
+  maximumLagBytes: 16n * 1024n * 1024n,
+};
+
+/** A timeline of the group, and where it left the one before. */
+export type Timeline = {
+  readonly timeline: number;
+  /** 0: the group's first. */
+  readonly parent: number;
+  /** Bytes; 0n for the first. */
+  readonly forkLsn: bigint;
+};
+
+/** What an operator has asked for, until it's done. */
+export type Request = {
+  /** Promote this node, whatever the priorities; undefined: whoever is elected. */
+  readonly target: number | undefined;
+  /** Also when commits may be lost by it. */
+  readonly allowDataLoss: boolean;
+};
 
 export type GroupView = {
   readonly formation: string;
@@ -78,5 +140,15 @@ export type GroupView = {
   readonly nodes: readonly NodeView[];
   /** What the monitor last told the primary to apply. */
   readonly sync: SyncSet;
+  /** What it had told the primary before, and may have been in force since `inForce` was. */
+  readonly pending: readonly SyncSet[];
+  /** The set that the primary last reported to be in force. */
+  readonly inForce: SyncSet | undefined;
   readonly policy: Policy;
+  readonly settings: Settings;
+  /** The group's timelines, oldest first; empty before its first server has run. */
+  readonly history: readonly Timeline[];
+  readonly request: Request | undefined;
+  /** A server left the history while the primary could not be asked: an operator must say which holds. */
+  readonly disputed: boolean;
 };

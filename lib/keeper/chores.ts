@@ -1,13 +1,15 @@
 /** What a settled node keeps in order: settings, pg_hba.conf, slots, the synchronous set. */
-import { canTakeWrites } from "../fsm.ts";
+import { canTakeWrites, PROMISED } from "../fsm.ts";
 import {
   advanceSync,
+  isInForce,
   look,
   maintainSlots,
   type Node,
   ownId,
   recallProof,
   reloadSettings,
+  writeFollowing,
   writeHba,
   writeSettings,
 } from "./node.ts";
@@ -26,10 +28,12 @@ export async function chores(node: Node, signal: AbortSignal): Promise<void> {
       recallProof(node, ours);
     } else await advanceSync(node, ours, signal);
   }
+  // what an attempt to fetch WAL has left behind when its keeper died
+  const left = PROMISED.includes(state) && writeFollowing(node, undefined);
   const hba = writeHba(node);
   // read-only also where it says nothing new: a standby promoted by hand draws no clients
   const settings = writeSettings(node, { readOnly: !writes });
-  if (hba || settings) await reloadSettings(node);
+  if (hba || settings || left) await reloadSettings(node);
   if (writes || state === "secondary") await maintainSlots(node);
-  if (ours && state === goal && node.sync?.inForce !== true) await advanceSync(node, ours, signal);
+  if (ours && state === goal && !isInForce(node, ours)) await advanceSync(node, ours, signal);
 }

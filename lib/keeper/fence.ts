@@ -8,7 +8,7 @@ import { canTakeWrites, type NodeState } from "../fsm.ts";
  * @param writtenMembers how many standbys the names in its settings list
  */
 export const couldBeReplaced = (state: NodeState, writtenMembers: number): boolean =>
-  canTakeWrites(state) && (state === "primary" || writtenMembers > 0);
+  canTakeWrites(state) && (state === "primary" || state === "apply_settings" || writtenMembers > 0);
 
 export type FenceInput = {
   /** When the last report that was answered had been sent; at first, when the keeper started. */

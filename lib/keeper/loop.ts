@@ -4,7 +4,7 @@
  * the clock before anything else.
  */
 import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
-import { synchronousStandbyNames } from "../group/quorum.ts";
+import { standbyName, synchronousStandbyNames } from "../group/quorum.ts";
 import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
 import { type MonitorClient, openMonitor } from "../monitor/client.ts";
 import type { Observation } from "../pg/local.ts";
@@ -13,6 +13,7 @@ import { livePostmaster } from "../pg/server.ts";
 import type { Answer } from "../shapes.ts";
 import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
+import { promotionOf } from "./ancestry.ts";
 import { chores } from "./chores.ts";
 import { couldBeReplaced, fenceAtMs } from "./fence.ts";
 import {
@@ -20,6 +21,7 @@ import {
   CLEAN_STOP,
   closeLocalDb,
   FENCE_STOP,
+  isInForce,
   localDb,
   log,
   look,
@@ -46,11 +48,15 @@ const HAND_OVER_MS = 5000;
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 
+/** A standby that has not streamed for this long looks whether it still can. */
+const ADRIFT_MS = 5000;
+
 const START = "start PostgreSQL";
+const REPAIR = "follow the primary again";
 const CHORES = "keep settings in order";
 /** Files are looked through this often although nothing has changed that we know of. */
 const CHORES_EVERY_MS = 10_000;
-/** A standby that has just been started is looked at this often, until it streams. */
+/** A standby that has just been started is looked at this often, until it streams; a new set, until it's in force. */
 const EAGER_MS = 50;
 const EAGER_FOR_MS = 5000;
 
@@ -82,6 +88,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
 
   let lastContact = started;
   let contact: "fresh" | "lost" | "never" = "never";
+  /** Answers to what was sent before say nothing of whom the group belongs to now. */
+  let contactVoidBefore = Number.NEGATIVE_INFINITY;
   let monitorIsStale = false;
   let sequence = 0n;
   let reporting = false;
@@ -90,6 +98,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let observing = false;
   let lastObserved = Number.NEGATIVE_INFINITY;
   let eagerUntil = started + EAGER_FOR_MS;
+  /** When it streamed last, or last tried to get there again. */
+  let streamed = started;
   let unansweredSince: number | undefined;
   let lastReply: number | undefined;
   const replies = new Map<string, string>();
@@ -146,14 +156,16 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     fenceAtMs({
       lastContactMs: lastContact,
       lastReplyMs: lastReply,
-      couldBeReplaced: couldBeReplaced(node.state.state, node.written?.members.length ?? 0),
+      couldBeReplaced: couldBeReplaced(node.state.state, node.state.syncMembers.length),
       networkPartitionTimeoutMs: policy().networkPartitionTimeoutMs,
     });
 
   // ---------------------------------------------------------------- observing
 
   function noticeReplies(seen: Observation, at: number): void {
+    const members = node.state.syncMembers.map(standbyName);
     for (const { applicationName, replyTime } of seen.standbys) {
+      if (!members.includes(applicationName)) continue;
       if (replyTime === undefined || replies.get(applicationName) === replyTime) continue;
       // the time in it is the standby's; that it changed is what counts, on our clock
       replies.set(applicationName, replyTime);
@@ -164,7 +176,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   /** Somebody else's names (ALTER SYSTEM): ours are not in force until they're shown to be again. */
   function distrustNames(seen: Observation): void {
     const { sync } = node;
-    if (!sync?.inForce || seen.inRecovery || task !== undefined) return;
+    if (!sync?.proven || seen.inRecovery || task !== undefined) return;
     if (seen.syncNames === synchronousStandbyNames(sync.set)) return;
     log.warn(
       `synchronous_standby_names is "${seen.syncNames}", which the monitor has not assigned`,
@@ -174,12 +186,20 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
 
   function noticeStranger(seen: Observation): void {
     const { state, promotedFrom } = node.state;
-    const strange =
-      !seen.inRecovery && STATE_TRAITS[state].role === "standby" && promotedFrom === null && !task;
+    const isOurs = promotedFrom !== null || (task !== undefined && task.name !== CHORES);
+    const strange = !seen.inRecovery && STATE_TRAITS[state].role === "standby" && !isOurs;
     if (strange && !isStranger) {
       log.error(
         `This standby has been promoted behind the monitor's back, to timeline ${seen.timeline}: it is not part of the group's history`,
       );
+      // where it left the history is what an operator who goes on with it would have to know
+      try {
+        const promotion = promotionOf(node.config.pgdata, seen.timeline);
+        // should it come back as a standby, it follows nobody before its WAL has been compared
+        save(node, { promotion, following: null });
+      } catch (error) {
+        log.warn(`the history of timeline ${seen.timeline} can't be told: ${errorText(error)}`);
+      }
     }
     isStranger = strange;
   }
@@ -195,9 +215,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       const answered = (await ping(node.target, CHECK_TIMEOUT_MS)) === "answered";
       unansweredSince = answered ? undefined : (unansweredSince ?? now);
       if (!answered) return;
-      const streamed = isStreaming(node.observation);
+      const wasStreaming = isStreaming(node.observation);
       const seen = await look(node);
-      if (isStreaming(seen) !== streamed || now - lastReportSent >= policy().heartbeatMs / 2) {
+      if (isStreaming(seen)) streamed = now;
+      if (isStreaming(seen) !== wasStreaming || now - lastReportSent >= policy().heartbeatMs / 2) {
         reportWanted = true;
       }
       distrustNames(seen);
@@ -208,18 +229,28 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       log.debug(`local check failed: ${errorText(error)}`);
     } finally {
       observing = false;
-      const unproven = canTakeWrites(node.state.state) && node.sync?.inForce !== true;
-      if (unproven || now - choresDone >= CHORES_EVERY_MS) choresDue = true;
+      if (isUnproven() || now - choresDone >= CHORES_EVERY_MS) choresDue = true;
       wake();
     }
   }
 
+  /** Commits don't, as far as can be shown, wait for those that the monitor wants them to wait for. */
+  function isUnproven(): boolean {
+    const set = node.answer?.sync;
+    if (!canTakeWrites(node.state.state)) return false;
+    return node.sync?.proven === undefined || (set !== undefined && !isInForce(node, set));
+  }
+
   /** The next look is due this long after the last. */
   function observeEveryMs(now: number): number {
-    const eager =
-      now < eagerUntil &&
-      STATE_TRAITS[node.state.state].role === "standby" &&
-      !isStreaming(node.observation);
+    const isComing =
+      STATE_TRAITS[node.state.state].role === "standby"
+        ? !isStreaming(node.observation)
+        : node.state.state === "apply_settings" && isUnproven();
+    const eager = now < eagerUntil && isComing;
+    // a reply counts from when it's seen: where the fence hangs on replies alone, they're looked for often
+    const isCutOff = fenceAt() !== undefined && now - lastContact >= 1.25 * policy().heartbeatMs;
+    if (isCutOff) return policy().heartbeatMs / 4;
     return eager ? EAGER_MS : policy().heartbeatMs;
   }
 
@@ -253,11 +284,13 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         report,
         REPORT_TIMEOUT_MS,
       );
-      lastContact = now;
-      if (contact === "lost") log.info("The monitor answers again");
-      // only from here on can the monitor have considered a crash
-      if (contact !== "fresh" && crash) crash.at = monotonicMs();
-      contact = "fresh";
+      if (now >= contactVoidBefore) {
+        lastContact = now;
+        if (contact === "lost") log.info("The monitor answers again");
+        // only from here on can the monitor have considered a crash
+        if (contact !== "fresh" && crash) crash.at = monotonicMs();
+        contact = "fresh";
+      }
       if (over) return;
       take(answer);
       if (!report.pgIsRunning) acknowledged = report.state;
@@ -265,7 +298,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     } catch (error) {
       if (error instanceof AppError && error.kind === "dropped") {
         log.error(errorText(error));
-        finish("dropped");
+        leave();
         return;
       }
       if (contact !== "lost") log.warn(errorText(error));
@@ -311,6 +344,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
           name: answer.name,
         });
         backOffUntil = Number.NEGATIVE_INFINITY;
+        // where nothing is to be done for it, the monitor waits to hear that this goal is known
+        if (node.state.state === answer.goal) reportWanted = true;
       } catch (error) {
         log.error(errorText(error));
       }
@@ -354,9 +389,17 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   function reached(state: NodeState): void {
     save(node, { state });
     log.info(`Transition complete: current state is now "${state}"`);
-    eagerUntil = monotonicMs() + EAGER_FOR_MS;
+    streamed = monotonicMs();
+    eagerUntil = streamed + EAGER_FOR_MS;
     choresDue = true;
     if (options.until?.(state)) finish(state);
+  }
+
+  /** A standby that is to catch up, but streams from another node than the primary, or can't any more. */
+  function isAdrift(now: number): boolean {
+    const upstream = upstreamOf(node);
+    if (node.state.state !== "catchingup" || upstream === undefined) return false;
+    return node.state.following !== upstream.nodeId || now - streamed >= ADRIFT_MS;
   }
 
   function roleToStart(): "primary" | "standby" {
@@ -381,6 +424,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     overtaken?.controller.abort(new Error("this primary is fenced"));
     // what the monitor said before is void: it may have given the group to somebody else since
     contact = "never";
+    contactVoidBefore = monotonicMs();
+    reportWanted = true;
     begin("fence", "demote_timeout", async () => {
       try {
         save(node, { state: "demote_timeout" });
@@ -441,6 +486,11 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
           await stopNode(node, FENCE_STOP);
           unansweredSince = undefined;
         });
+        return;
+      case "repair":
+        log.info("This standby does not stream from the primary: looking for the reason");
+        streamed = now;
+        begin(REPAIR, "catchingup", (signal) => TRANSITIONS.rejoin(node, signal));
         return;
       case "settle":
         if (choresDue && node.server && now >= backOffUntil) {
@@ -510,6 +560,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         dataReady: node.state.data === "ready",
         underWay: task?.to,
         crashConsidered,
+        adrift: isAdrift(now),
         backingOff: now < backOffUntil,
       });
       // a task without a goal (a start, chores) is short and bounded: only the fence goes before it
@@ -581,8 +632,22 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     if (now >= handOverUntil || contact !== "fresh") return true;
     const { state, goal } = node.state;
     if (task || reporting || reportWanted || acknowledged !== state) return false;
-    if (state === "primary") return crash?.considered === true && goal === state;
+    if (state === "primary" || state === "apply_settings") {
+      return crash?.considered === true && (goal === "primary" || goal === "apply_settings");
+    }
     return state !== "draining" && state !== "demote_timeout";
+  }
+
+  /** Removed while it was away, it takes no part any more: nobody is left who would fence it. */
+  function leave(): void {
+    if (closing === "stopping") return;
+    closing = "stopping";
+    task?.controller.abort(new Error("the node was removed"));
+    const ended = task?.done ?? Promise.resolve();
+    ended
+      .then(() => stopNode(node, FENCE_STOP))
+      .catch((error: unknown) => log.error(errorText(error)))
+      .finally(() => finish("dropped"));
   }
 
   /** A primary walks to "demoted" before it ends: writes open elsewhere only when it has said so. */

@@ -3,7 +3,7 @@ import { rmSync } from "node:fs";
 import type { NodePaths } from "../config.ts";
 import { canTakeWrites } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
-import { standbyName, synchronousStandbyNames } from "../group/quorum.ts";
+import { isBinding, standbyName, synchronousStandbyNames } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
 import { hbaAddresses, isLoopback, localHbaLines } from "../pg/addresses.ts";
 import type { Binaries } from "../pg/binaries.ts";
@@ -17,6 +17,7 @@ import {
   observe,
   reload,
   reloadTaken,
+  walsendersTaken,
 } from "../pg/local.ts";
 import {
   adoptServer,
@@ -54,10 +55,12 @@ export const CLEAN_STOP = { fastMs: 60_000, immediateMs: 10_000, killMs: 5000 };
 
 /** How far a change of `synchronous_standby_names` has got; in force is a fact of processes, not of files. */
 export type SyncProgress = {
+  /** The set whose names were written last. */
   readonly set: SyncSet;
-  /** The primary's position after the checkpointer had taken the names over; members must pass it. */
+  /** The primary's position after its processes had taken the names over; enough members must pass it. */
   readonly fromLsn: bigint | undefined;
-  readonly inForce: boolean;
+  /** The last set that was shown to be in force in this server; `set` once it's done. */
+  readonly proven: SyncSet | undefined;
 };
 
 export type Node = {
@@ -171,6 +174,8 @@ export function writeSettings(
   { set = node.written ?? NOBODY, readOnly = false }: Settings,
 ): boolean {
   const { config } = node;
+  const members = [...set.members];
+  if (members.join() !== node.state.syncMembers.join()) save(node, { syncMembers: members });
   const changed = writeManagedSettings(config.pgdata, {
     port: String(config.pgport),
     listen_addresses: isLoopback(config.nodename) ? "localhost" : "*",
@@ -212,10 +217,11 @@ export function writeHba(node: Node): boolean {
   return writeHbaBlock(config.pgdata, lines);
 }
 
-/** Follow this node, or nobody; durable before it's said to anyone. */
-export function writeFollowing(node: Node, upstream: Peer | undefined): void {
-  save(node, { following: upstream?.nodeId ?? null });
-  writeStandbySettings(node.config.pgdata, {
+/** Follow this node, or nobody; durable before it's said to anyone. @returns whether a file has changed */
+export function writeFollowing(node: Node, upstream: Peer | undefined): boolean {
+  const following = upstream?.nodeId ?? null;
+  if (node.state.following !== following) save(node, { following });
+  return writeStandbySettings(node.config.pgdata, {
     primaryConninfo: upstream ? upstreamConninfo(node, upstream) : "",
     primarySlotName: upstream ? standbyName(ownId(node)) : "",
   });
@@ -293,10 +299,40 @@ export async function reloadSettings(node: Node): Promise<void> {
   await reload(localDb(node));
 }
 
+/** The names of all walsenders that serve nodes of ours. */
+const OUR_WALSENDERS = "pgautofailover\\_standby\\_%";
+const ENFORCE_TIMEOUT_MS = 10_000;
+/** A walsender that is busy for longer is terminated rather than waited for. */
+const WALSENDER_PATIENCE_MS = 200;
+
+export const isInForce = (node: Node, set: SyncSet): boolean =>
+  node.sync?.proven?.version === set.version;
+
+/** Every process that acknowledges commits goes by the names that were reloaded last. */
+async function namesTaken(node: Node, signal: AbortSignal): Promise<boolean> {
+  const db = localDb(node);
+  const timeoutMs = LOCAL_TIMEOUT_MS;
+  return (
+    (await reloadTaken(db, "checkpointer", { timeoutMs, signal })) &&
+    (await walsendersTaken(db, OUR_WALSENDERS, {
+      patienceMs: WALSENDER_PATIENCE_MS,
+      timeoutMs,
+      signal,
+    }))
+  );
+}
+
+function prove(node: Node, set: SyncSet): void {
+  node.sync = { set, fromLsn: undefined, proven: set };
+  const server = livePostmaster(node.config.pgdata);
+  if (server === undefined || set.number === 0) return;
+  save(node, { proof: { pid: server.pid, startedAtS: server.startedAtS, set } });
+}
+
 /**
- * Writes the assigned names, once a version. They count as in force when the checkpointer has
- * taken them over and every member has flushed past the position of that moment; until then this
- * is called again with each observation.
+ * Writes the assigned names, once a version. They count as in force when the server's processes have
+ * taken them over and enough members have flushed past the position of that moment; until then this
+ * is called again with each observation. Names that let commits wait for nobody are in force at once.
  *
  * @returns whether the set is in force
  */
@@ -314,15 +350,13 @@ export async function advanceSync(node: Node, set: SyncSet, signal: AbortSignal)
     writeSettings(node, { set });
     await reloadSettings(node);
     save(node, { syncVersion: Math.max(set.version, node.state.syncVersion) });
-    node.sync = { set, fromLsn: undefined, inForce: set.members.length === 0 };
+    // what was in force before is not the whole truth any more, but stays a part of it
+    node.sync = { set, fromLsn: undefined, proven: node.sync?.proven };
+    if (set.number === 0) prove(node, set);
   }
-  if (node.sync.inForce) return true;
+  if (isInForce(node, set)) return true;
   if (node.sync.fromLsn === undefined) {
-    const taken = await reloadTaken(localDb(node), "checkpointer", {
-      timeoutMs: LOCAL_TIMEOUT_MS,
-      signal,
-    });
-    if (!taken) return false;
+    if (!(await namesTaken(node, signal))) return false;
     const { lsn } = await look(node);
     node.sync = { ...node.sync, fromLsn: lsn };
   }
@@ -331,7 +365,7 @@ export async function advanceSync(node: Node, set: SyncSet, signal: AbortSignal)
   const seen = await look(node);
   // whatever else sets the names (ALTER SYSTEM, say) decides, not our file
   if (seen.syncNames !== names) return false;
-  const passed = set.members.every((member) =>
+  const passed = isBinding(set, (member) =>
     seen.standbys.some(
       ({ applicationName, syncState, flushLsn }) =>
         applicationName === standbyName(member) &&
@@ -340,15 +374,7 @@ export async function advanceSync(node: Node, set: SyncSet, signal: AbortSignal)
         flushLsn >= fromLsn,
     ),
   );
-  if (passed) {
-    node.sync = { ...node.sync, inForce: true };
-    const server = livePostmaster(node.config.pgdata);
-    if (server) {
-      save(node, {
-        proof: { pid: server.pid, startedAtS: server.startedAtS, version: set.version },
-      });
-    }
-  }
+  if (passed) prove(node, set);
   return passed;
 }
 
@@ -359,25 +385,42 @@ export async function advanceSync(node: Node, set: SyncSet, signal: AbortSignal)
 export function recallProof(node: Node, set: SyncSet): void {
   const { proof } = node.state;
   const server = livePostmaster(node.config.pgdata);
-  if (proof === null || proof.version !== set.version || server === undefined) return;
+  if (proof === null || proof.set.version !== set.version || server === undefined) return;
   if (server.pid !== proof.pid || server.startedAtS !== proof.startedAtS) return;
   if (node.observation?.syncNames !== synchronousStandbyNames(set)) return;
-  node.sync = { set, fromLsn: undefined, inForce: true };
+  node.sync = { set, fromLsn: undefined, proven: set };
 }
 
-/** Waits for the set to be in force; the standby's replies come at least once a second. */
-export async function enforceSync(node: Node, set: SyncSet, signal: AbortSignal): Promise<void> {
-  await waitUntil(async () => ((await advanceSync(node, set, signal)) ? true : undefined), {
-    timeoutMs: 10_000,
+/**
+ * Waits for the set that is assigned, whichever it is by then, to be in force; the standbys' replies
+ * come at least once a second.
+ */
+export async function enforceSync(
+  node: Node,
+  assigned: () => SyncSet,
+  signal: AbortSignal,
+  timeoutMs = ENFORCE_TIMEOUT_MS,
+): Promise<void> {
+  await waitUntil(async () => ((await advanceSync(node, assigned(), signal)) ? true : undefined), {
+    timeoutMs,
     everyMs: 10,
     signal,
-    what: "the synchronous standby to have flushed what the primary has",
+    what: "the synchronous standbys to have flushed what the primary has",
   });
 }
 
 /** What the next report says is in force; nothing while it can't be proven. */
 export function syncInForce(node: Node): SyncSet | null {
-  return node.sync?.inForce ? node.sync.set : null;
+  return node.sync?.proven ?? null;
+}
+
+/** The processes of a server that isn't open yet go by these names from its first commit on. */
+export async function takeNames(node: Node, set: SyncSet, signal: AbortSignal): Promise<void> {
+  writeSettings(node, { set, readOnly: true });
+  await reloadSettings(node);
+  if (!(await namesTaken(node, signal))) {
+    throw new AppError("timeout", "PostgreSQL doesn't take up the names of its standbys");
+  }
 }
 
 const OUR_SLOT = /^pgautofailover_standby_\d+$/;

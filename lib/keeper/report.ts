@@ -1,5 +1,5 @@
 /** What a keeper says of its node, as a value and as the walkthrough's sentence. Pure. */
-import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
+import { canTakeWrites, type NodeState, PROMISED, STATE_TRAITS } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
 import type { SyncSet } from "../group/view.ts";
 import type { Observation } from "../pg/local.ts";
@@ -28,6 +28,14 @@ export function countsAsRunning(
 export const acknowledges = (state: NodeState): boolean =>
   canTakeWrites(state) || state === "demote_timeout";
 
+const OUR_STANDBY = /^pgautofailover_standby_(\d+)$/;
+
+const receiversOf = (seen: Observation): number[] =>
+  seen.standbys.flatMap(({ applicationName, state }) => {
+    const [, id] = OUR_STANDBY.exec(applicationName) ?? [];
+    return id === undefined || state !== "streaming" ? [] : [Number(id)];
+  });
+
 /** Best first; the report says the best that any standby has. */
 const SYNC_STATES = ["quorum", "sync", "potential", "async"] as const;
 
@@ -41,6 +49,12 @@ export type ReportInput = {
   readonly syncInForce: SyncSet | null;
 };
 
+/** Who takes part in an election tells what it can replay, and no more; anybody else what it may have at most. */
+const positionOf = (state: NodeState, seen: Observation | undefined): bigint =>
+  (PROMISED.includes(state) && state !== "prepare_promotion"
+    ? (seen?.replayLsn ?? seen?.lsn)
+    : seen?.lsn) ?? 0n;
+
 export function reportOf(input: ReportInput): Report {
   const { state, seen, running } = input;
   const best = SYNC_STATES.find((word) =>
@@ -50,14 +64,18 @@ export function reportOf(input: ReportInput): Report {
     identity: state.identity,
     // grows also over restarts of the keeper
     reportNo: (BigInt(state.incarnation) << 32n) + input.sequence,
+    goalVersion: state.goalVersion,
     state: state.state,
     pgIsRunning: running,
     timeline: seen?.timeline ?? 0,
-    lsn: formatLsn(seen?.lsn ?? 0n),
+    lsn: formatLsn(positionOf(state.state, seen)),
+    ...(seen && { inRecovery: seen.inRecovery }),
     syncState: running && seen && !seen.inRecovery ? (best ?? "") : "",
     streaming: running && isStreaming(seen),
+    ...(running && canTakeWrites(state.state) && seen && { sendsTo: receiversOf(seen) }),
     startFailures: input.startFailures,
-    syncInForce: acknowledges(state.state) ? input.syncInForce : null,
+    ...(acknowledges(state.state) && { syncInForce: input.syncInForce }),
+    promotion: state.promotion,
     systemIdentifier: state.systemIdentifier,
   };
 }

@@ -14,7 +14,9 @@ export const INITIAL_STATE: Omit<KeeperState, "identity"> = {
   syncVersion: 0,
   data: "none",
   following: null,
+  syncMembers: [],
   promotedFrom: null,
+  promotion: null,
   systemIdentifier: null,
   proof: null,
 };

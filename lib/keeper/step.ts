@@ -24,12 +24,14 @@ export type LocalView = {
   readonly underWay: NodeState | undefined;
   /** The monitor has considered that PostgreSQL is down, or can't be asked. */
   readonly crashConsidered: boolean;
+  /** This standby follows another node than the primary, or has not got a connection to it for long. */
+  readonly adrift: boolean;
   /** The last attempt has just failed: not before the next heartbeat. */
   readonly backingOff: boolean;
 };
 
 export type Step =
-  | { readonly do: "fence" | "abort" | "start" | "stop" | "settle" }
+  | { readonly do: "fence" | "abort" | "start" | "stop" | "repair" | "settle" }
   | { readonly do: "transition"; readonly row: Transition }
   | { readonly do: "wait"; readonly why: string };
 
@@ -38,9 +40,22 @@ const NEEDS_SERVER: readonly Action[] = [
   "prepareReplication",
   "becomeSingle",
   "enableSync",
+  "applySettings",
   "disableSync",
   "openForWrites",
 ];
+
+/** Actions that open or read what is in PGDATA: a half-made copy is of no use to them. */
+const NEEDS_DATA: readonly Action[] = [
+  ...NEEDS_SERVER,
+  "disconnect",
+  "fastForward",
+  "promote",
+  "resume",
+];
+
+/** Crashed in one of these, a server may be needed no more: somebody else may take over. */
+const REPLACEABLE: readonly NodeState[] = ["primary", "apply_settings"];
 
 const wait = (why: string): Step => ({ do: "wait", why });
 
@@ -48,7 +63,8 @@ function startOrWait(view: LocalView): Step {
   if (!view.dataReady) return wait("the data directory is not complete");
   if (view.backingOff) return wait("the last start failed");
   // An eligible standby takes over faster, and more surely, than crash recovery.
-  if (view.state === "primary" && view.goal === "primary" && !view.crashConsidered) {
+  const isAsking = REPLACEABLE.includes(view.state) && REPLACEABLE.includes(view.goal);
+  if (isAsking && !view.crashConsidered) {
     return wait("the monitor is asked what to do about the crash");
   }
   return { do: "start" };
@@ -80,20 +96,26 @@ export function nextStep(view: LocalView): Step {
   ) {
     return wait("a stopped node starts nothing without contact with the monitor");
   }
+  // Replaceable, or not open yet; and no action gets anywhere with a server that doesn't answer.
+  if (postgres === "hung" && traits.postgres === "up" && !traits.writes && !view.backingOff) {
+    return { do: "stop" };
+  }
   if (goal !== state) {
     const row = transitionFor(state, goal);
     if (row === undefined) return wait(`there is no way from "${state}" to "${goal}"`);
     if (view.backingOff) return wait("the last attempt failed");
+    if (!view.dataReady && NEEDS_DATA.includes(row[2])) {
+      return wait("the data directory is not complete");
+    }
     if (postgres === "down" && NEEDS_SERVER.includes(row[2])) return startOrWait(view);
     return { do: "transition", row };
   }
   if (traits.postgres !== "up") return { do: "settle" };
-  if (postgres === "down") return startOrWait(view);
-  if (postgres === "hung") {
-    // A standby is replaceable; a primary is killed only when somebody takes over.
-    return traits.role === "standby" && !view.backingOff
-      ? { do: "stop" }
-      : wait("PostgreSQL doesn't answer");
+  if (state === "catchingup" && postgres !== "hung" && (view.adrift || !view.dataReady)) {
+    return view.backingOff ? wait("the last attempt failed") : { do: "repair" };
   }
+  if (postgres === "down") return startOrWait(view);
+  // A primary is killed only when somebody takes over.
+  if (postgres === "hung") return wait("PostgreSQL doesn't answer");
   return { do: "settle" };
 }

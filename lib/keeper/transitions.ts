@@ -4,18 +4,20 @@
  */
 import { existsSync, readdirSync, renameSync } from "node:fs";
 import { dirname } from "node:path";
-import type { Action } from "../fsm.ts";
+import { type Action, PROMISED } from "../fsm.ts";
+import { formatLsn } from "../group/lsn.ts";
 import { standbyName } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
 import { baseBackup, controlData, initdb, rewind } from "../pg/commands.ts";
-import { ensureRoles, promote, reloadTaken, requestReload } from "../pg/local.ts";
+import { ensureRoles, promote, reloadTaken, replayedAll, requestReload } from "../pg/local.ts";
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
-import { clearStandbySettings } from "../pg/settings.ts";
+import { clearStandbySettings, writeStandbySettings } from "../pg/settings.ts";
 import type { Peer } from "../shapes.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { syncDirectory } from "../sys/files.ts";
 import { waitUntil } from "../sys/retry.ts";
-import { openDb, queryOnce } from "../sys/sql.ts";
+import { openDb } from "../sys/sql.ts";
+import { ancestryOf, askSource, parentTimeline, promotionOf, type Source } from "./ancestry.ts";
 import {
   adoptNode,
   advanceSync,
@@ -31,11 +33,13 @@ import {
   maintainSlots,
   type Node,
   ownId,
+  peers,
   reloadSettings,
   removeTree,
   save,
   startNode,
   stopNode,
+  takeNames,
   upstreamConninfo,
   upstreamOf,
   upstreamTarget,
@@ -52,6 +56,9 @@ const INITDB_TIMEOUT_MS = 120_000;
 const BACKUP_STALL_MS = 120_000;
 const SOURCE_READY_MS = 60_000;
 const PROMOTE_TIMEOUT_MS = 60_000;
+const REPLAY_TIMEOUT_MS = 60_000;
+const APPLY_PATIENCE_MS = 1000;
+const RECEIVE_NOTHING_MS = 15_000;
 
 /** Nobody to wait for: a standby's names, and those of a server that has just been promoted. */
 const nobody = (node: Node): SyncSet => ({
@@ -104,12 +111,27 @@ const prepareReplication: Transit = async (node) => {
   writeHba(node);
   await ensureRoles(localDb(node));
   await reloadSettings(node);
-  await look(node);
-  await maintainSlots(node);
+  await admitPeers(node);
 };
 
+/** What a standby needs here before it can connect. */
+async function admitPeers(node: Node): Promise<void> {
+  if (writeHba(node)) await reloadSettings(node);
+  await look(node);
+  await maintainSlots(node);
+}
+
 const enableSync: Transit = async (node, signal) => {
-  await enforceSync(node, assigned(node), signal);
+  // it may take until a standby is back, and that one must be let in
+  await admitPeers(node);
+  await enforceSync(node, () => assigned(node), signal);
+};
+
+/** Usually in force at once; where it takes a standby's return, that is what the state stands for. */
+const applySettings: Transit = async (node, signal) => {
+  await enforceSync(node, () => assigned(node), signal, APPLY_PATIENCE_MS).catch((error) => {
+    if (!(error instanceof AppError) || error.kind !== "timeout") throw error;
+  });
 };
 
 const disableSync: Transit = async (node, signal) => {
@@ -122,20 +144,14 @@ const becomeSingle: Transit = async (node, signal) => {
   await maintainSlots(node);
 };
 
-/**
- * This node stops receiving, for good: a promise that is durable before it's carried out. The old
- * primary can't get an acknowledgement from here any more, whatever it believes.
- */
-const disconnect: Transit = async (node, signal) => {
-  const seen = node.server && (await look(node).catch(() => undefined));
-  if (seen?.inRecovery && seen.receiver === undefined) {
-    log.info(
-      "PostgreSQL cannot reach the primary server: the system view pg_stat_wal_receiver has no rows",
-    );
-  }
+/** Follows nobody from here on; the walreceiver, if there was one, has ended. */
+async function receiveNothing(node: Node, signal: AbortSignal): Promise<void> {
   writeFollowing(node, undefined);
   // The settings of a promoted server that is not open yet: nothing is left to reload later.
   writeSettings(node, { set: nobody(node), readOnly: true });
+  // one that was promoted by hand, and accepted by an operator, goes on from there as a standby
+  const isPrimary = adoptNode(node) && !(await look(node)).inRecovery;
+  if (isPrimary) await stopNode(node, CLEAN_STOP);
   if (!adoptNode(node)) {
     await startNode(node, "standby", signal);
     return;
@@ -151,6 +167,57 @@ const disconnect: Transit = async (node, signal) => {
     signal,
     what: "the walreceiver to end",
   });
+}
+
+/**
+ * This node stops receiving, for good: a promise that is durable before it's carried out. The old
+ * primary can't get an acknowledgement from here any more, whatever it believes. For an election all
+ * that was received is replayed too: what is reported then is what a promotion would keep.
+ */
+const disconnect: Transit = async (node, signal) => {
+  const seen = node.server && (await look(node).catch(() => undefined));
+  if (seen?.inRecovery && seen.receiver === undefined) {
+    log.info(
+      "PostgreSQL cannot reach the primary server: the system view pg_stat_wal_receiver has no rows",
+    );
+  }
+  await receiveNothing(node, signal);
+  if (node.state.goal !== "report_lsn") return;
+  if (node.observation?.inRecovery !== true) {
+    throw new AppError("state", "this server is not a standby: it can't take part in an election");
+  }
+  await replayedAll(localDb(node), { timeoutMs: REPLAY_TIMEOUT_MS, signal });
+  await look(node);
+};
+
+/** Fetches what this node lacks from where the monitor says, and receives nothing afterwards. */
+const fastForward: Transit = async (node, signal) => {
+  const source = peers(node).find(({ nodeId }) => nodeId === node.answer?.fetchFrom);
+  if (source === undefined) {
+    throw new AppError("state", "the monitor names no standby to fetch WAL from");
+  }
+  log.info(
+    `Fetching WAL up to ${formatLsn(source.lsn)} from node ${source.nodeId} "${source.name}" (${source.host}:${source.port})`,
+  );
+  if (!adoptNode(node)) await startNode(node, "standby", signal);
+  try {
+    // the promise to receive nothing from the old primary stays: a start after a crash follows nobody
+    writeStandbySettings(node.config.pgdata, {
+      primaryConninfo: upstreamConninfo(node, source),
+      primarySlotName: "",
+    });
+    await reloadSettings(node);
+    const reached = async () => ((await look(node)).replayLsn ?? 0n) >= source.lsn || undefined;
+    await waitUntil(reached, {
+      timeoutMs: REPLAY_TIMEOUT_MS,
+      everyMs: 5,
+      signal,
+      what: "the missing WAL",
+    });
+  } finally {
+    await receiveNothing(node, AbortSignal.timeout(RECEIVE_NOTHING_MS));
+  }
+  await look(node);
 };
 
 /** A promotion that was cut off leaves a standby, and is done again; it's proven by its timeline. */
@@ -167,17 +234,21 @@ async function ensurePromoted(node: Node, signal: AbortSignal): Promise<void> {
       detail: { timeline: seen.timeline, promoted_from: promotedFrom },
     });
   }
+  save(node, { promotion: promotionOf(node.config.pgdata, seen.timeline) });
   log.info(`PostgreSQL is promoted: timeline ${promotedFrom} → ${seen.timeline}`);
+}
+
+/** Somebody may have promoted it by hand since it was elected: then that is the promotion. */
+async function timelineToLeave(node: Node): Promise<number> {
+  const { pgdata } = node.config;
+  if (!adoptNode(node)) return (await controlData(node.binaries, pgdata)).reachedTimeline;
+  const { inRecovery, timeline } = await look(node);
+  return inRecovery ? timeline : parentTimeline(pgdata, timeline);
 }
 
 /** Promotes, read-only for ordinary clients until the monitor says that the old primary is fenced. */
 const promoteSelf: Transit = async (node, signal) => {
-  if (node.state.promotedFrom === null) {
-    const timeline = node.observation?.inRecovery
-      ? node.observation.timeline
-      : (await controlData(node.binaries, node.config.pgdata)).reachedTimeline;
-    save(node, { promotedFrom: timeline });
-  }
+  if (node.state.promotedFrom === null) save(node, { promotedFrom: await timelineToLeave(node) });
   const changed = writeSettings(node, { set: nobody(node), readOnly: true });
   if (!adoptNode(node)) await startNode(node, "standby", signal);
   else if (changed) await reloadSettings(node);
@@ -189,6 +260,8 @@ const openForWrites: Transit = async (node, signal) => {
   if (node.state.promotedFrom !== null && node.observation?.inRecovery !== false) {
     await ensurePromoted(node, signal);
   }
+  const set = assigned(node);
+  if (set.number > 0) await takeNames(node, set, signal);
   writeSettings(node, {});
   // each session takes it up with its next statement, a new one at once
   await requestReload(localDb(node));
@@ -204,17 +277,61 @@ const stop: Transit = async (node) => {
 const resume: Transit = async (node, signal) => {
   writeSettings(node, { set: assigned(node) });
   if (!adoptNode(node)) await startNode(node, "primary", signal);
-  if (node.state.goal === "primary") await enforceSync(node, assigned(node), signal);
+  const { goal } = node.state;
+  if (goal === "primary" || goal === "apply_settings") await applySettings(node, signal);
 };
 
-/** A standby that had been cut off for a promotion receives again; one that still does goes on. */
-const follow: Transit = async (node, signal) => {
+/**
+ * A running standby follows the primary, without a restart where its WAL is part of the primary's;
+ * where it isn't, it's rewound, or copied anew.
+ *
+ * A node that has promised to receive nothing leaves that state first: were this given up half-way,
+ * it would stream from the new primary and still pass for one that doesn't.
+ */
+const rejoin: Transit = async (node, signal) => {
   const upstream = requireUpstream(node);
-  if (node.state.following !== upstream.nodeId) writeFollowing(node, upstream);
-  // an attempt before, cut off in between, may have written what the server has not read yet
-  if (adoptNode(node)) await reloadSettings(node);
-  else await startNode(node, "standby", signal);
+  if (PROMISED.includes(node.state.state)) save(node, { state: "catchingup" });
+  if (node.state.data === "ready") {
+    if (!adoptNode(node)) await startNode(node, "standby", signal);
+    if (node.state.following === upstream.nodeId && node.state.state === "secondary") {
+      // an attempt before, cut off in between, may have written what the server has not read yet
+      await reloadSettings(node);
+      return;
+    }
+    if (await canFollow(node, upstream)) {
+      // a promotion that was called off before it was carried out
+      if (node.state.promotedFrom !== null) save(node, { promotedFrom: null });
+      writeSettings(node, { set: nobody(node), readOnly: true });
+      writeFollowing(node, upstream);
+      await reloadSettings(node);
+      return;
+    }
+  }
+  await rewindOrClone(node, signal);
 };
+
+/** Whether the primary goes on where this standby's WAL ends. If not even a rewind would help, its data is given up. */
+async function canFollow(node: Node, upstream: Peer): Promise<boolean> {
+  const target = upstreamTarget(upstream);
+  const source = await askSource(target);
+  if (source === undefined) {
+    throw new AppError("postgres", "the primary does not say where it is", {
+      detail: { host: upstream.host, port: upstream.port },
+    });
+  }
+  requireSameSystem(node, source);
+  const seen = await look(node);
+  const ancestry = await ancestryOf(node.config.pgdata, seen, source, target);
+  if (ancestry === "part") return true;
+  const where = `timeline ${seen.timeline}, ${formatLsn(seen.replayLsn ?? seen.lsn)}`;
+  log.warn(
+    ancestry === "gone"
+      ? `The primary no longer has the WAL that this standby needs (${where})`
+      : `This server's WAL (${where}) is not part of the primary's (timeline ${source.timeline}, ${formatLsn(source.lsn)})`,
+  );
+  if (ancestry === "gone" || seen.timeline === source.timeline) save(node, { data: "copying" });
+  return false;
+}
 
 function requireUpstream(node: Node): Peer {
   const upstream = upstreamOf(node);
@@ -224,46 +341,13 @@ function requireUpstream(node: Node): Peer {
   });
 }
 
-type Source = {
-  readonly systemIdentifier: string;
-  readonly timeline: number;
-  readonly checkpointTimeline: number;
-  readonly slots: string[];
-};
-
-/** What the primary says of itself; its control file follows a promotion only with a checkpoint. */
-async function askSource(upstream: Peer): Promise<Source | undefined> {
-  const [row] = await queryOnce<{
-    sysid: string;
-    timeline: number;
-    checkpoint: number;
-    slots: string[];
-  }>(
-    upstreamTarget(upstream),
-    `select (select system_identifier::text from pg_control_system()) as sysid,
-       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int as timeline,
-       (select timeline_id from pg_control_checkpoint()) as checkpoint,
-       array(select slot_name::text from pg_replication_slots) as slots`,
-    [],
-    { timeoutMs: 2000 },
-  );
-  return (
-    row && {
-      systemIdentifier: row.sysid,
-      timeline: row.timeline,
-      checkpointTimeline: row.checkpoint,
-      slots: row.slots,
-    }
-  );
-}
-
 /** Waits until the primary can be copied or rewound from: checkpointed on its timeline, our slot there. */
 function sourceReady(node: Node, upstream: Peer, signal: AbortSignal): Promise<Source> {
   let last: unknown;
   return waitUntil(
     async () => {
       try {
-        const source = await askSource(upstream);
+        const source = await askSource(upstreamTarget(upstream));
         const ready =
           source &&
           source.checkpointTimeline >= source.timeline &&
@@ -351,8 +435,14 @@ async function rewindFrom(
   signal: AbortSignal,
 ): Promise<void> {
   const { config, binaries } = node;
-  const { reachedTimeline: timeline } = await controlData(binaries, config.pgdata);
+  const { reachedTimeline: timeline, state } = await controlData(binaries, config.pgdata);
   if (timeline === source.timeline) {
+    // pg_rewind takes servers with the same timeline for the same history, which two promotions disprove
+    if (!state.includes("recovery")) {
+      throw new AppError("conflict", "both servers were promoted to the same timeline", {
+        detail: { timeline },
+      });
+    }
     log.info(`No rewind is needed: this node is on timeline ${timeline} already`);
     return;
   }
@@ -439,13 +529,15 @@ export const TRANSITIONS: Readonly<Record<Action, Transit>> = {
   prepareReplication,
   becomeSingle,
   enableSync,
+  applySettings,
   disableSync,
   disconnect,
+  fastForward,
   promote: promoteSelf,
   openForWrites,
   stop,
   resume,
-  follow,
+  rejoin,
   rewindOrClone,
 };
 

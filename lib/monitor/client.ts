@@ -2,8 +2,10 @@
 import {
   type Answer,
   type EventRow,
+  type GroupRow,
   parseAnswer,
   parseEventRow,
+  parseGroupRow,
   parseStateRow,
   type Report,
   type StateRow,
@@ -32,6 +34,17 @@ export type Registration = {
   readonly replicationQuorum: boolean;
 };
 
+/** A timeline of a group, and whose promotion began it. */
+export type TimelineRow = {
+  readonly timeline: number;
+  /** 0: the group's first. */
+  readonly parent: number;
+  readonly forkLsn: string;
+  readonly nodeId: number;
+  readonly nodeName: string;
+  readonly promotedAt: Date;
+};
+
 export type MonitorClient = AsyncDisposable & {
   register(registration: Registration): Promise<Answer>;
   /** One report; `timeoutMs` bounds it, connecting included. */
@@ -41,6 +54,22 @@ export type MonitorClient = AsyncDisposable & {
   events(formation: string, count: number): Promise<EventRow[]>;
   /** The client's database name of a formation; undefined when there is no such formation. */
   databaseOf(formation: string): Promise<string | undefined>;
+  /** The groups of a formation, at least one. */
+  groups(formation: string): Promise<number[]>;
+  /** A group as the rules see it. */
+  groupView(formation: string, group: number): Promise<GroupRow>;
+  timelines(formation: string, group: number): Promise<TimelineRow[]>;
+  /** Asks for a failover, which is carried out as soon as a standby can take over. */
+  failover(formation: string, group: number, allowDataLoss: boolean): Promise<void>;
+  /** The same, to this node. */
+  promote(formation: string, node: string, allowDataLoss: boolean): Promise<void>;
+  setCandidatePriority(formation: string, node: string, priority: number): Promise<void>;
+  setReplicationQuorum(formation: string, node: string, quorum: boolean): Promise<void>;
+  /** By column. */
+  formationSettings(formation: string): Promise<Readonly<Record<string, unknown>>>;
+  setFormation(formation: string, column: string, value: string): Promise<void>;
+  /** Says that this node's timeline is the group's. */
+  acceptTimeline(formation: string, group: number, node: string): Promise<void>;
   /** Calls back whenever something about a node may have changed, and after each (re)subscription. */
   watch(onWake: (payload: string) => void): Promise<void>;
 };
@@ -67,20 +96,44 @@ export function monitorTarget(uri: string): Target {
   return found === undefined ? target : { ...target, password: found };
 }
 
-const CONFLICTS = new Set(["PA002", "PA003", "PA004", "PA005", "PA006", "PA007", "PA020"]);
+/** What kind of error each refusal is; one that isn't named here is the monitor's. */
+const KINDS: Readonly<Record<string, AppError["kind"]>> = {
+  PA002: "conflict",
+  PA003: "conflict",
+  PA004: "conflict",
+  PA006: "conflict",
+  PA007: "conflict",
+  PA009: "usage",
+  PA010: "dropped",
+  PA020: "conflict",
+  PA021: "conflict",
+  PA030: "conflict",
+  PA031: "conflict",
+  PA032: "conflict",
+  PA033: "conflict",
+};
 const HINTS: Readonly<Record<string, string>> = {
-  PA001: "Give the name of an existing formation with --formation.",
+  PA001: "Give an existing formation with --formation, and one of its groups with --group.",
   PA002:
     "Give the same --formation, --nodename and --pgport as the first time, or drop the node first.",
   PA003: "Choose another --pgport or --nodename, or drop the other node first.",
   PA004:
     "This PGDATA belongs to another cluster: give an empty or missing directory with --pgdata, or another --formation.",
-  PA005: "Drop a node of the group first, or create the node in another --formation.",
   PA006: "Leave --dbname out, or give the formation's.",
   PA007: "Choose another --name.",
+  PA008: "roles/state.ts show lists the nodes of the formation.",
+  PA009: "roles/formation.ts get and roles/node.ts get show the settings as they are.",
   PA010:
     "The node was removed from the monitor: create it again, or remove what is left with keeper.ts drop.",
-  PA020: "Drop the standby, or let it take over first by stopping this node's keeper.",
+  PA012:
+    "This monitor was made anew, or restored from an older backup: nothing is done until it knows this node. Was the node meant for another monitor?",
+  PA020: "Drop the standby, or let it take over first with roles/formation.ts failover.",
+  PA021: "Wait until the failover is over (roles/state.ts explain), or add --force.",
+  PA030: "roles/state.ts explain says what each node waits for.",
+  PA031: "Wait until it is over: roles/state.ts explain says what it waits for.",
+  PA032: "Name another node: roles/state.ts show lists them.",
+  PA033:
+    "roles/state.ts timeline shows which timeline each node is on, roles/state.ts explain what is in the way.",
 };
 
 /** One line for what went wrong between us and the monitor, with the next step. */
@@ -94,10 +147,7 @@ export function monitorError(error: unknown, target: Target): AppError {
     error instanceof AppError ? String(error.detail["reason"] ?? error.message) : errorText(error);
   if (state === undefined)
     return fail("monitor", `could not ask the monitor: ${text}`, "Check the monitor's log.");
-  if (state === "PA010") return fail("dropped", text, HINTS["PA010"] ?? "");
-  if (state.startsWith("PA")) {
-    return fail(CONFLICTS.has(state) ? "conflict" : "monitor", text, HINTS[state] ?? "");
-  }
+  if (state.startsWith("PA")) return fail(KINDS[state] ?? "monitor", text, HINTS[state] ?? "");
   if (state === "28P01" || state === "28000") {
     return fail(
       "monitor",
@@ -118,6 +168,17 @@ export function monitorError(error: unknown, target: Target): AppError {
     "Check that roles/monitor.ts runs there, and that host and port of the URI are right.",
   );
 }
+
+const unknownFormation = (formation: string): AppError =>
+  new AppError("monitor", `formation "${formation}" does not exist`, { hint: HINTS["PA001"] });
+const unknownGroup = (formation: string, group?: number): AppError =>
+  new AppError(
+    "monitor",
+    group === undefined
+      ? `formation "${formation}" has no nodes, or does not exist`
+      : `formation "${formation}" has no group ${group}`,
+    { hint: HINTS["PA001"] },
+  );
 
 /** @param onClose called when an established connection ends */
 export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
@@ -190,6 +251,79 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       );
       const name = single(rows);
       return typeof name === "string" ? name : undefined;
+    },
+    async groups(formation) {
+      const rows = await ask(
+        `select groupid as value from pgautofailover."group" where formationid = $1 order by 1`,
+        [formation],
+      );
+      if (rows.length === 0) throw unknownGroup(formation);
+      return rows.map(({ value }) => Number(value));
+    },
+    async groupView(formation, group) {
+      const rows = await ask("select pgautofailover.group_view($1, $2) as value", [
+        formation,
+        group,
+      ]);
+      if (!single(rows)) throw unknownGroup(formation, group);
+      return parseGroupRow(single(rows));
+    },
+    async timelines(formation, group) {
+      const rows = await ask(
+        `select timeline, parent, forklsn::text, nodeid, nodename, promotedat from pgautofailover.timeline_history
+         where formationid = $1 and groupid = $2 order by timeline`,
+        [formation, group],
+      );
+      return rows.map((row) => ({
+        timeline: Number(row["timeline"]),
+        parent: Number(row["parent"]),
+        forkLsn: String(row["forklsn"]),
+        nodeId: Number(row["nodeid"]),
+        nodeName: String(row["nodename"]),
+        promotedAt: row["promotedat"] as Date,
+      }));
+    },
+    async failover(formation, group, allowDataLoss) {
+      await ask("select pgautofailover.perform_failover($1, $2, $3)", [
+        formation,
+        group,
+        allowDataLoss,
+      ]);
+    },
+    async promote(formation, node, allowDataLoss) {
+      await ask("select pgautofailover.perform_promotion($1, $2, $3)", [
+        formation,
+        node,
+        allowDataLoss,
+      ]);
+    },
+    async setCandidatePriority(formation, node, priority) {
+      await ask("select pgautofailover.set_node_candidate_priority($1, $2, $3)", [
+        formation,
+        node,
+        priority,
+      ]);
+    },
+    async setReplicationQuorum(formation, node, quorum) {
+      await ask("select pgautofailover.set_node_replication_quorum($1, $2, $3)", [
+        formation,
+        node,
+        quorum,
+      ]);
+    },
+    async formationSettings(formation) {
+      const rows = await ask(
+        "select to_jsonb(f) as value from pgautofailover.formation f where formationid = $1",
+        [formation],
+      );
+      if (!single(rows)) throw unknownFormation(formation);
+      return single(rows) as Readonly<Record<string, unknown>>;
+    },
+    async setFormation(formation, column, value) {
+      await ask("select pgautofailover.set_formation($1, $2, $3)", [formation, column, value]);
+    },
+    async acceptTimeline(formation, group, node) {
+      await ask("select pgautofailover.accept_timeline($1, $2, $3)", [formation, group, node]);
     },
     watch: (onWake) => db.listen("state", onWake, () => onWake("")),
     [Symbol.asyncDispose]: () => db.close(),

@@ -18,6 +18,8 @@ const CLOCK_JUMP_MS = 500;
 const PROBE_TIMEOUT_MS = 1000;
 const PROBE_EVERY_MS = 10_000;
 const PROBE_LATE_EVERY_MS = 450;
+/** Nobody heard of for so many heartbeats: it is the monitor that is cut off, or about to be. */
+const DEAF_HEARTBEATS = 2;
 const NOT_PROBED: readonly NodeState[] = ["init", "wait_standby", "dropped"];
 
 type GroupWatch = {
@@ -27,7 +29,20 @@ type GroupWatch = {
   timer: ReturnType<typeof setTimeout> | undefined;
   row: GroupRow | undefined;
   seen: { readonly clockMs: number; readonly monotonicMs: number } | undefined;
+  /** Since when some node or other has been heard of, without a gap; and when that was last. */
+  hearingSince: number;
+  lastHeard: number;
 };
+
+/** For how long the monitor has not been deaf: who was silent while nobody was heard is not judged by that. */
+function heardMs(watch: GroupWatch, row: GroupRow): number {
+  const now = monotonicMs();
+  const deafMs = DEAF_HEARTBEATS * row.policy.heartbeatMs;
+  const lastHeard = now - Math.min(...row.nodes.map(({ reportAgeMs }) => reportAgeMs));
+  if (lastHeard - watch.lastHeard > deafMs) watch.hearingSince = now;
+  watch.lastHeard = lastHeard;
+  return now - lastHeard > deafMs ? 0 : now - watch.hearingSince;
+}
 
 const keyText = ({ formation, groupId }: GroupKey): string => `${formation}/${groupId}`;
 
@@ -88,15 +103,24 @@ export async function watchGroups(target: Target, signal: AbortSignal): Promise<
     }
   }
 
+  /** Before anything is decided: ages that a jump of the database's clock has made condemn nobody. */
+  function noticeClock(watch: GroupWatch, row: GroupRow): void {
+    const now = monotonicMs();
+    const drift = watch.seen
+      ? row.clockMs - watch.seen.clockMs - (now - watch.seen.monotonicMs)
+      : 0;
+    if (Math.abs(drift) > CLOCK_JUMP_MS) startOver(`The clock jumped by ${Math.round(drift)} ms`);
+    watch.seen = { clockMs: row.clockMs, monotonicMs: now };
+  }
+
   async function look(watch: GroupWatch): Promise<void> {
-    const outcome = await decideAndWrite(db, watch.key, monotonicMs() - watchingSince);
+    const outcome = await decideAndWrite(db, watch.key, monotonicMs() - watchingSince, (row) => {
+      noticeClock(watch, row);
+      return Math.min(monotonicMs() - watchingSince, heardMs(watch, row));
+    });
     if (outcome === undefined) return;
     const { row, decisions } = outcome;
     const now = monotonicMs();
-    if (watch.seen) {
-      const drift = row.clockMs - watch.seen.clockMs - (now - watch.seen.monotonicMs);
-      if (Math.abs(drift) > CLOCK_JUMP_MS) startOver(`The clock jumped by ${Math.round(drift)} ms`);
-    }
     watch.row = row;
     watch.seen = { clockMs: row.clockMs, monotonicMs: now };
     for (const { rule, selfId, goals, sync } of decisions) {
@@ -141,6 +165,8 @@ export async function watchGroups(target: Target, signal: AbortSignal): Promise<
       timer: undefined,
       row: undefined,
       seen: undefined,
+      hearingSince: Number.NEGATIVE_INFINITY,
+      lastHeard: Number.POSITIVE_INFINITY,
     };
     watches.set(keyText(key), made);
     return made;

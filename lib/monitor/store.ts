@@ -1,33 +1,21 @@
 /** What only the monitor's process does in its database: read a group under its lock, write goals and events. */
-import type { NodeState } from "../fsm.ts";
-import { decideGroup, type GroupDecision, nextDeadlineMs } from "../group/facts.ts";
-import type { GroupView, Health } from "../group/view.ts";
+import { canTakeWrites, type NodeState } from "../fsm.ts";
+import { blockedReason } from "../group/explain.ts";
+import {
+  decideGroup,
+  type GroupDecision,
+  isDisputed,
+  nextDeadlineMs,
+  primaryOf,
+} from "../group/facts.ts";
+import { nextTimeline, primaryAhead } from "../group/history.ts";
+import { formatLsn } from "../group/lsn.ts";
+import { pendingAfter } from "../group/quorum.ts";
+import type { GroupView, Health, SyncSet } from "../group/view.ts";
 import { type GroupRow, parseGroupRow } from "../shapes.ts";
 import type { Db } from "../sys/sql.ts";
 
 export type GroupKey = { readonly formation: string; readonly groupId: number };
-
-const READ_GROUP = `
-select jsonb_build_object(
-  'formation', g.formationid, 'groupId', g.groupid,
-  'clockMs', extract(epoch from now_.at) * 1000,
-  'sync', pgautofailover.assigned_set(g), 'policy', pgautofailover.policy(f),
-  'nodes', (select coalesce(jsonb_agg(jsonb_build_object(
-      'nodeId', n.nodeid, 'name', n.nodename, 'host', n.nodehost, 'port', n.nodeport,
-      'reported', n.reportedstate, 'goal', n.goalstate, 'pgRunning', n.reportedpgisrunning,
-      'startFailures', n.startfailures,
-      'reportAgeMs', greatest(0, extract(epoch from now_.at - n.reporttime) * 1000),
-      'health', n.health,
-      'healthAgeMs', greatest(0, extract(epoch from now_.at - n.healthchecktime) * 1000),
-      'timeline', n.reportedtli, 'lsn', (n.reportedlsn - '0/0'::pg_lsn)::text,
-      'streaming', n.streaming,
-      'stalledMs', coalesce(greatest(0, extract(epoch from now_.at - n.stalledsince) * 1000), 0),
-      'candidatePriority', n.candidatepriority, 'replicationQuorum', n.replicationquorum,
-      'syncInForce', n.syncinforce, 'reportNo', n.reportno::text, 'decidedReport', n.decidedreport::text)
-      order by n.nodeid), '[]')
-    from pgautofailover.node n where n.formationid = g.formationid and n.groupid = g.groupid)) as value
-from pgautofailover."group" g join pgautofailover.formation f using (formationid), (select clock_timestamp() as at) now_
-where g.formationid = $1 and g.groupid = $2`;
 
 /**
  * A row as the rules may judge it: nobody is judged on a silence from before `watchedMs` ago, when
@@ -35,14 +23,14 @@ where g.formationid = $1 and g.groupid = $2`;
  */
 function viewOf(row: GroupRow, watchedMs: number): GroupView {
   return {
-    formation: row.formation,
-    groupId: row.groupId,
-    sync: row.sync,
-    policy: row.policy,
+    ...row,
     nodes: row.nodes.map((node) => ({
       ...node,
       reportAgeMs: Math.min(node.reportAgeMs, watchedMs),
       stalledMs: Math.min(node.stalledMs, watchedMs),
+      notSentToMs: Math.min(node.notSentToMs, watchedMs),
+      promisedMs: node.promisedMs === undefined ? undefined : Math.min(node.promisedMs, watchedMs),
+      goalAgeMs: Math.min(node.goalAgeMs, watchedMs),
       healthAgeMs:
         node.healthAgeMs !== undefined && node.healthAgeMs < watchedMs
           ? node.healthAgeMs
@@ -61,37 +49,81 @@ export async function readGroup(
   db: Pick<Db, "query">,
   key: GroupKey,
 ): Promise<GroupRow | undefined> {
-  const [row] = await db.query(READ_GROUP, [key.formation, key.groupId]);
-  return row && parseGroupRow(row["value"]);
+  const [row] = await db.query("select pgautofailover.group_view($1, $2) as value", [
+    key.formation,
+    key.groupId,
+  ]);
+  return row?.["value"] ? parseGroupRow(row["value"]) : undefined;
 }
 
 const STATE_TEXT = (from: NodeState, to: NodeState) => `goal "${from}" → "${to}"`;
 
+async function writeSet(query: Db["query"], row: GroupRow, sync: SyncSet): Promise<void> {
+  await query(
+    `update pgautofailover."group" set syncversion = $3, syncprimary = $4, syncmembers = $5::text::bigint[],
+       syncnumber = $6, syncpending = $7::text::jsonb
+     where formationid = $1 and groupid = $2`,
+    [
+      row.formation,
+      row.groupId,
+      sync.version,
+      sync.primaryId,
+      `{${sync.members.join()}}`,
+      sync.number,
+      JSON.stringify(pendingAfter(row, sync)),
+    ],
+  );
+}
+
+/** The group's history goes on with the timeline of the node that opens for writes. */
+async function writeTimeline(query: Db["query"], row: GroupRow, nodeId: number): Promise<void> {
+  const node = row.nodes.find((each) => each.nodeId === nodeId);
+  const next = node && nextTimeline(node, row);
+  if (node === undefined || next === undefined) return;
+  await query(
+    `insert into pgautofailover.timeline_history (formationid, groupid, timeline, parent, forklsn, nodeid, nodename)
+     values ($1, $2, $3, $4, $5::text::pg_lsn, $6, $7)`,
+    [
+      row.formation,
+      row.groupId,
+      next.timeline,
+      next.parent,
+      formatLsn(next.forkLsn),
+      nodeId,
+      node.name,
+    ],
+  );
+}
+
+/** From these goals to taking writes: the failover, or its undoing, is decided. */
+const UNDECIDED: readonly NodeState[] = ["stop_replication", "draining", "demote_timeout"];
+
 async function write(query: Db["query"], row: GroupRow, decision: GroupDecision): Promise<void> {
-  const { rule, selfId, goals, sync } = decision;
-  if (sync) {
-    await query(
-      `update pgautofailover."group" set syncversion = $3, syncprimary = $4, syncmembers = $5::text::bigint[], syncnumber = $6
-       where formationid = $1 and groupid = $2`,
-      [
-        row.formation,
-        row.groupId,
-        sync.version,
-        sync.primaryId,
-        `{${sync.members.join()}}`,
-        sync.number,
-      ],
-    );
-  }
+  const { rule, selfId, goals, sync, fetchFrom, note } = decision;
+  if (sync) await writeSet(query, row, sync);
   for (const [nodeId, goal] of goals) {
     const from = row.nodes.find((node) => node.nodeId === nodeId)?.goal ?? "init";
+    const text = `${STATE_TEXT(from, goal)}: ${rule.why}${note === undefined ? "" : ` (${note})`}`;
     await query(
       `with assigned as (
-         update pgautofailover.node n set goalstate = $2, goalversion = n.goalversion + 1, statechangetime = clock_timestamp()
+         update pgautofailover.node n set goalstate = $2, goalversion = n.goalversion + 1,
+           goaltime = clock_timestamp(), statechangetime = clock_timestamp(),
+           passedover = n.passedover and $2 not in ('catchingup', 'wait_primary'),
+           fetchfrom = case when $2 = 'fast_forward' then $5::bigint end
          where n.nodeid = $1 returning n.*)
        select pgautofailover.log_event(assigned, $3, $4) from assigned`,
-      [nodeId, goal, rule.id, `${STATE_TEXT(from, goal)}: ${rule.why}`],
+      [nodeId, goal, rule.id, text, fetchFrom ?? null],
     );
+    if (from === "stop_replication" && canTakeWrites(goal)) await writeTimeline(query, row, nodeId);
+    if (UNDECIDED.includes(from) && canTakeWrites(goal)) {
+      await query(
+        `update pgautofailover."group" set request = null where formationid = $1 and groupid = $2`,
+        [row.formation, row.groupId],
+      );
+    }
+  }
+  if (rule.passOver) {
+    await query("update pgautofailover.node set passedover = true where nodeid = $1", [selfId]);
   }
   if (rule.forget) {
     await query(
@@ -102,6 +134,27 @@ async function write(query: Db["query"], row: GroupRow, decision: GroupDecision)
   }
 }
 
+const logEvent = (query: Db["query"], nodeId: number, text: string): Promise<unknown> =>
+  query(
+    "select pgautofailover.log_event(n, null, $2) from pgautofailover.node n where n.nodeid = $1",
+    [nodeId, text],
+  );
+
+/** What the group says of itself beside goals: a dispute, and why it's blocked. */
+async function writeCondition(query: Db["query"], row: GroupRow, view: GroupView): Promise<void> {
+  const primary = primaryOf(view.nodes);
+  const disputed = row.disputed || isDisputed(view);
+  const blocked = blockedReason({ ...view, disputed });
+  if (blocked === row.blocked && disputed === row.disputed) return;
+  await query(
+    `update pgautofailover."group" set blocked = $3, disputed = $4 where formationid = $1 and groupid = $2`,
+    [row.formation, row.groupId, blocked ?? null, disputed],
+  );
+  const about = primary ?? row.nodes[0];
+  if (about === undefined || blocked === row.blocked) return;
+  await logEvent(query, about.nodeId, blocked ?? "Nothing is in the way of a failover any more");
+}
+
 export type Outcome = {
   readonly decisions: readonly GroupDecision[];
   readonly row: GroupRow;
@@ -109,40 +162,75 @@ export type Outcome = {
   readonly nextMs: number;
 };
 
+const ASKING: readonly NodeState[] = ["primary", "apply_settings"];
+
 /** Rules fire one after the other until none changes anything; more than this is a loop. */
-const DECISIONS_MAX = 8;
+const decisionsMax = (row: GroupRow): number => 8 + 4 * row.nodes.length;
+
+/** A clock that was set back leaves times in the future, by which nobody would grow old until it is there again. */
+const LOWER_FUTURE_TIMES = `
+  update pgautofailover.node n set reporttime = least(n.reporttime, now_.at), goaltime = least(n.goaltime, now_.at),
+    healthchecktime = least(n.healthchecktime, now_.at), stalledsince = least(n.stalledsince, now_.at),
+    promisedsince = least(n.promisedsince, now_.at), notsentto = '{}'
+  from (select clock_timestamp() as at) now_
+  where n.formationid = $1 and n.groupid = $2
+    and (greatest(n.reporttime, n.goaltime, n.healthchecktime, n.stalledsince, n.promisedsince) > now_.at
+      or exists (select from jsonb_each_text(n.notsentto) as since where since.value::timestamptz > now_.at))`;
+const LOWER_REQUEST_TIME = `
+  update pgautofailover."group" set requesttime = clock_timestamp()
+  where formationid = $1 and groupid = $2 and requesttime > clock_timestamp()`;
 
 /**
  * Reads the group under its lock, lets the rules decide, writes goals, set and events in the same
  * transaction, and wakes the group's keepers.
+ *
+ * @param judged for how long, in milliseconds, the monitor has watched this group with its senses about it: the rules
+ *   judge nobody on more
  */
 export async function decideAndWrite(
   db: Db,
   key: GroupKey,
   watchedMs: number,
+  judged: (row: GroupRow) => number = () => watchedMs,
 ): Promise<Outcome | undefined> {
   return db.transaction(
     async (query) => {
       await query("select pgautofailover.lock_group($1, $2)", [key.formation, key.groupId]);
       const decisions: GroupDecision[] = [];
+      for (const lower of [LOWER_FUTURE_TIMES, LOWER_REQUEST_TIME]) {
+        await query(lower, [key.formation, key.groupId]);
+      }
       let row = await readGroup({ query }, key);
       if (row === undefined) return undefined;
+      const judgedMs = Math.min(watchedMs, judged(row));
+      const ahead = primaryAhead(viewOf(row, watchedMs));
+      if (ahead) {
+        await writeTimeline(query, row, ahead.nodeId);
+        if (row.history.length > 0) {
+          const text = `The primary is on timeline ${ahead.timeline}, which the monitor has not assigned: it is the group's from here on`;
+          await logEvent(query, ahead.nodeId, text);
+        }
+        row = (await readGroup({ query }, key)) ?? row;
+      }
       for (
-        let decision = decideGroup(viewOf(row, watchedMs));
+        let decision = decideGroup(viewOf(row, judgedMs));
         decision;
-        decision = decideGroup(viewOf(row, watchedMs))
+        decision = decideGroup(viewOf(row, judgedMs))
       ) {
-        if (decisions.length === DECISIONS_MAX)
+        if (decisions.length === decisionsMax(row))
           throw new Error(`the rules don't settle: ${decision.rule.id}`);
         await write(query, row, decision);
         decisions.push(decision);
         row = await readGroup({ query }, key);
         if (row === undefined) return undefined;
       }
+      // a monitor that has just got its senses back says nothing of whom it can't judge
+      const isSensible = judgedMs >= Math.min(watchedMs, row.policy.nodeTimeoutMs);
+      if (isSensible) await writeCondition(query, row, viewOf(row, judgedMs));
       // The keeper of a crashed primary waits to hear that its report has been considered.
       const waiting = row.nodes.filter(
         (node) =>
-          node.reported === "primary" && !node.pgRunning && node.decidedReport < node.reportNo,
+          ASKING.includes(node.reported) && !node.pgRunning && node.decidedReport < node.reportNo,
       );
       for (const node of waiting) {
         await query("update pgautofailover.node set decidedreport = $2 where nodeid = $1", [
@@ -156,7 +244,7 @@ export async function decideAndWrite(
           [key.formation, key.groupId],
         );
       }
-      return { decisions, row, nextMs: nextDeadlineMs(viewOf(row, watchedMs)) };
+      return { decisions, row, nextMs: nextDeadlineMs(viewOf(row, judgedMs)) };
     },
     { timeoutMs: 5000 },
   );

@@ -5,6 +5,8 @@
  * words in silence. Here each of these ends the command with exit 2 before anything has been done.
  */
 
+import { createInterface } from "node:readline";
+import { isatty } from "node:tty";
 import { type ArgDef, type ArgsDef, type CommandDef, renderUsage, runCommand } from "citty";
 import {
   AppError,
@@ -44,6 +46,27 @@ export function answer(text: string): void {
     if ((error as NodeJS.ErrnoException).code === "EPIPE") process.exit(0);
     throw error;
   }
+}
+
+/**
+ * Asks the person at the terminal to type a word, so that nobody agrees by habit.
+ *
+ * @param question what is at stake, and what to type
+ * @throws {AppError} usage: there is no terminal, or something else was typed
+ */
+export async function confirm(question: string, word: string): Promise<void> {
+  if (!isatty(0)) {
+    const hint = "Add --yes, or run it on a terminal and type what it asks for.";
+    throw new AppError("usage", `this must be confirmed: ${question}`, { hint });
+  }
+  writeFully(2, `${question}: `);
+  for await (const line of createInterface({ input: process.stdin })) {
+    if (line.trim() === word) return;
+    break;
+  }
+  throw new AppError("usage", "not confirmed: nothing was done", {
+    hint: `Type ${word} to confirm.`,
+  });
 }
 
 /** Thrown by `exit`, so that everything held by `using` is released on the way out. */

@@ -1,11 +1,20 @@
 /** Reading a group, deciding and writing goals on a real database, with others in the way. */
 import { expect } from "bun:test";
-import { decideAndWrite, groups, readGroup, recordHealth } from "../../lib/monitor/store.ts";
-import { monitorOf, NODE_B, register, report } from "./monitor_story.ts";
+import { decideAndWrite, groups, recordHealth } from "../../lib/monitor/store.ts";
+import {
+  healthyGroup,
+  identityOf,
+  KEY,
+  monitorOf,
+  PRIMARY,
+  register,
+  report,
+  SECONDARY,
+  scene,
+} from "./monitor_story.ts";
 import { story } from "./pg_story.ts";
 
 const here = import.meta.path;
-const KEY = { formation: "default", groupId: 0 };
 const FOR_EVER_MS = 1e9;
 const rulesOf = (outcome: Awaited<ReturnType<typeof decideAndWrite>>): string[] =>
   outcome?.decisions.map(({ rule }) => rule.id) ?? [];
@@ -30,54 +39,47 @@ story(here, "two deciders race: each decision is written once, with its event", 
 });
 
 story(here, "a group is made, fails over and loses a node, goal by goal", async (world) => {
-  const monitor = await monitorOf(world);
-  const keeper = monitor.open("autoctl_node");
-  const db = monitor.open();
-  const decide = async (): Promise<string> =>
-    rulesOf(await decideAndWrite(db, KEY, FOR_EVER_MS)).join(" ");
-  let reportNo = 0n;
-  const says = (nodeId: number, change: object): Promise<unknown> => {
-    reportNo += 1n;
-    return report(keeper, nodeId, {
-      reportNo,
-      pgIsRunning: true,
-      ...(nodeId === 2 ? { identity: NODE_B } : {}),
-      ...change,
-    });
-  };
-  await register(keeper, {});
+  const { says, decide, row, keeper, monitor } = await scene(world, 1);
   expect(await decide()).toBe("R101");
-  await says(1, { state: "single" });
-  await register(keeper, { port: 5002, identity: NODE_B });
+  await says(1, { state: "single", inRecovery: false });
+  expect(await decide()).toBe("");
+  expect((await row()).history).toEqual([{ timeline: 1, parent: 0, forkLsn: 0n }]);
+  await register(keeper, { port: 5002, identity: identityOf(2) });
   expect(await decide()).toBe("R102");
   await says(2, { state: "wait_standby", pgIsRunning: false });
   expect(await decide()).toBe("R111");
-  await says(1, { state: "wait_primary" });
+  await says(1, { state: "wait_primary", inRecovery: false });
   expect(await decide()).toBe("R112");
-  await says(2, { state: "catchingup", streaming: true });
+  await says(2, { ...SECONDARY, state: "catchingup" });
   expect(await decide()).toBe("R113");
-  await says(2, { state: "secondary", streaming: true });
+  await says(2, SECONDARY);
   expect(await decide()).toBe("R114");
-  const sync = (await readGroup(db, KEY))?.sync;
+  const { sync } = await row();
   expect(sync).toMatchObject({ primaryId: 1, members: [2], number: 1 });
-  await says(1, { state: "primary", syncInForce: sync });
+  await says(1, { ...PRIMARY, syncInForce: sync });
   expect(await decide()).toBe("");
-  await says(1, { state: "primary", syncInForce: sync, pgIsRunning: false });
+  await says(1, { ...PRIMARY, syncInForce: sync, pgIsRunning: false });
   expect(await decide()).toBe("R301");
-  const asked = (await readGroup(db, KEY))?.nodes[0];
+  const asked = (await row()).nodes[0];
   expect(asked?.decidedReport).toBe(asked?.reportNo as bigint);
   await says(1, { state: "demote_timeout", pgIsRunning: false });
-  await says(2, { state: "prepare_promotion" });
+  await says(2, { state: "prepare_promotion", inRecovery: true });
   expect(await decide()).toBe("R303");
-  await says(2, { state: "stop_replication", timeline: 2 });
+  const promoted = {
+    inRecovery: false,
+    timeline: 2,
+    promotion: { timeline: 2, forkLsn: "0/3000000" },
+  };
+  await says(2, { ...promoted, state: "stop_replication" });
   expect(await decide()).toBe("R304");
-  await says(2, { state: "wait_primary", timeline: 2 });
+  expect((await row()).history.at(-1)).toEqual({ timeline: 2, parent: 1, forkLsn: 0x3000000n });
+  await says(2, { ...promoted, state: "wait_primary" });
   await says(1, { state: "demoted", pgIsRunning: false });
   expect(await decide()).toBe("R311");
   await keeper.query("select pgautofailover.remove_node(1)");
   await says(1, { state: "dropped", pgIsRunning: false });
   expect(await decide()).toBe("R103 R104");
-  expect((await readGroup(db, KEY))?.nodes).toMatchObject([{ nodeId: 2, goal: "single" }]);
+  expect((await row()).nodes).toMatchObject([{ nodeId: 2, goal: "single" }]);
   await monitor.close();
 });
 
@@ -85,27 +87,149 @@ story(
   here,
   "nobody is judged on a silence or a probe from before the monitor's start",
   async (world) => {
-    const monitor = await monitorOf(world);
-    const keeper = monitor.open("autoctl_node");
-    const db = monitor.open();
-    await register(keeper, {});
-    await register(keeper, { port: 5002, identity: NODE_B });
-    const members = { version: 1, primaryId: 1, members: [2], number: 1 };
-    await db.query(
-      `update pgautofailover.node set goalstate = reportedstate, reportedpgisrunning = true,
-       reporttime = clock_timestamp() - interval '1 hour', syncinforce = $1::text::jsonb where nodeid = 1`,
-      [JSON.stringify(members)],
+    const { own, monitor } = await healthyGroup(world, 2);
+    await own.query(
+      `update pgautofailover.node set reporttime = clock_timestamp() - interval '1 hour' where nodeid = 1`,
     );
-    await db.query(
-      `update pgautofailover.node set reportedstate = case nodeid when 1 then 'primary' else 'secondary' end,
-       goalstate = case nodeid when 1 then 'primary' else 'secondary' end, reportedpgisrunning = true`,
-    );
-    await db.query(
-      `update pgautofailover."group" set syncversion = 1, syncprimary = 1, syncmembers = '{2}', syncnumber = 1`,
-    );
-    await recordHealth(db, 1, "bad", 500);
-    expect(rulesOf(await decideAndWrite(db, KEY, 100))).toEqual([]);
-    expect(rulesOf(await decideAndWrite(db, KEY, FOR_EVER_MS))).toEqual(["R301"]);
+    await own.query("update pgautofailover.node set streaming = false where nodeid = 2");
+    await recordHealth(own, 1, "bad", 500);
+    expect(rulesOf(await decideAndWrite(own, KEY, 100))).toEqual([]);
+    expect(rulesOf(await decideAndWrite(own, KEY, FOR_EVER_MS))).toEqual(["R301"]);
     await monitor.close();
   },
 );
+
+story(
+  here,
+  "a clock that was set back: what seems to come from the future counts from now on",
+  async (world) => {
+    const { own, says, row, monitor } = await healthyGroup(world, 2);
+    await says(2, { ...SECONDARY, streaming: false });
+    await own.query(
+      `update pgautofailover.node set reporttime = now() + interval '1 hour', goaltime = now() + interval '1 hour',
+         healthchecktime = now() + interval '1 hour', stalledsince = now() + interval '1 hour',
+         promisedsince = now() + interval '1 hour',
+         notsentto = jsonb_build_object('2', now() + interval '1 hour')
+       where nodeid = 1`,
+    );
+    await own.query(
+      "update pgautofailover.node set goaltime = clock_timestamp() - interval '1 hour' where nodeid = 2",
+    );
+    expect(rulesOf(await decideAndWrite(own, KEY, FOR_EVER_MS))).toEqual([]);
+    const [left] = await own.query(
+      `select greatest(reporttime, goaltime, healthchecktime, stalledsince, promisedsince) <= clock_timestamp() as past,
+         notsentto::text as unsent from pgautofailover.node where nodeid = 1`,
+    );
+    expect(left).toEqual({ past: true, unsent: "{}" });
+    const [one, two] = (await row()).nodes;
+    const ages = [one?.reportAgeMs, one?.goalAgeMs, one?.stalledMs, one?.promisedMs];
+    for (const age of ages) expect(age).toBeWithin(0, 5000);
+    // what was past stays as it was
+    expect(two?.goalAgeMs).toBeGreaterThan(3_600_000);
+
+    // and grows old like any other: nobody waits for the clock to get there again
+    const { policy } = await row();
+    await Bun.sleep(policy.nodeTimeoutMs + 100);
+    await says(2, { ...SECONDARY, streaming: false });
+    await recordHealth(own, 1, "bad", 50);
+    expect(rulesOf(await decideAndWrite(own, KEY, FOR_EVER_MS))).toEqual(["R301"]);
+    await monitor.close();
+  },
+);
+
+story(
+  here,
+  "how long the monitor has had its senses about it is asked of what was read, before anything is decided",
+  async (world) => {
+    const { own, says, monitor } = await healthyGroup(world, 2);
+    await says(2, { ...SECONDARY, streaming: false });
+    await own.query(
+      `update pgautofailover.node set reporttime = clock_timestamp() - interval '1 hour' where nodeid = 1`,
+    );
+    await recordHealth(own, 1, "bad", 50);
+    const clocks: number[] = [];
+    const deaf = await decideAndWrite(own, KEY, FOR_EVER_MS, (row) => {
+      clocks.push(row.clockMs);
+      return 0;
+    });
+    expect(rulesOf(deaf)).toEqual([]);
+    expect(clocks).toHaveLength(1);
+    // it can shorten the time that the monitor has watched, and not lengthen it
+    const begun = await decideAndWrite(own, KEY, 100, () => FOR_EVER_MS);
+    expect(rulesOf(begun)).toEqual([]);
+    const awake = await decideAndWrite(own, KEY, FOR_EVER_MS, () => FOR_EVER_MS);
+    expect(rulesOf(awake)).toEqual(["R301"]);
+    await monitor.close();
+  },
+);
+
+story(
+  here,
+  "a primary that comes back on a timeline of its own: the group goes on there, and its standbys are no forks",
+  async (world) => {
+    const { says, decide, row, goals, news, monitor } = await healthyGroup(world, 3);
+    const { sync } = await row();
+    const restored = {
+      ...PRIMARY,
+      timeline: 3,
+      lsn: "0/5000000",
+      syncInForce: sync,
+    };
+    await says(2, SECONDARY);
+    await says(3, SECONDARY);
+    await says(1, restored);
+    await news();
+    // those that have not followed are late, and none of the history's any more
+    expect(await decide()).toBe("R203 R122 R203 R121");
+    const history = [
+      { timeline: 1, parent: 0, forkLsn: 0n },
+      { timeline: 3, parent: 1, forkLsn: 0n },
+    ];
+    expect((await row()).history).toEqual(history);
+    expect(await news()).toEqual([
+      "The primary is on timeline 3, which the monitor has not assigned: it is the group's from here on",
+    ]);
+    await says(1, { ...restored, state: "wait_primary", syncInForce: (await row()).sync });
+    for (const id of [2, 3]) await says(id, { state: "demoted", pgIsRunning: false });
+    expect(await decide()).toBe("R311 R311");
+    const follows = { ...SECONDARY, state: "catchingup", timeline: 3, lsn: "0/5000000" };
+    for (const id of [2, 3]) await says(id, follows);
+    expect(await decide()).toBe("R113 R113");
+    for (const id of [2, 3]) await says(id, { ...follows, state: "secondary" });
+    expect(await decide()).toMatch(/^R114/);
+    expect(await goals()).toMatchObject({ 2: "secondary", 3: "secondary" });
+    expect((await row()).history).toEqual(history);
+    expect((await row()).disputed).toBe(false);
+    await monitor.close();
+  },
+);
+
+story(
+  here,
+  "a primary on a later timeline than the history's, with its standbys already there: nobody is a fork",
+  async (world) => {
+    const { says, decide, row, news, monitor } = await healthyGroup(world, 2);
+    const { sync } = await row();
+    const promotion = { timeline: 3, forkLsn: "0/4000000" };
+    await says(2, { ...SECONDARY, timeline: 3, lsn: "0/5000000" });
+    await says(1, { ...PRIMARY, timeline: 3, lsn: "0/5000000", syncInForce: sync, promotion });
+    await news();
+    expect(await decide()).toBe("");
+    expect((await row()).history.at(-1)).toEqual({ timeline: 3, parent: 1, forkLsn: 0x4000000n });
+    expect(await news()).toHaveLength(1);
+    expect(await decide()).toBe("");
+    expect(await news()).toEqual([]);
+    await monitor.close();
+  },
+);
+
+story(here, "who is silent because nobody was heard leaves no fork undecided", async (world) => {
+  const { own, says, row, monitor } = await healthyGroup(world, 2);
+  await own.query(
+    `update pgautofailover.node set reporttime = clock_timestamp() - interval '1 hour' where nodeid = 1`,
+  );
+  await says(2, { ...SECONDARY, timeline: 2, inRecovery: false, streaming: false });
+  await decideAndWrite(own, KEY, FOR_EVER_MS, () => 0);
+  expect((await row()).disputed).toBe(false);
+  await monitor.close();
+});

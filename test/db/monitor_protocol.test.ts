@@ -3,10 +3,22 @@ import { expect } from "bun:test";
 import { migrate } from "../../lib/monitor/instance.ts";
 import { MIGRATIONS } from "../../lib/monitor/schema/migrations.ts";
 import { waitFor } from "../helpers/wait.ts";
-import { monitorOf, NODE_A, NODE_B, refusal, register, report } from "./monitor_story.ts";
+import {
+  healthyGroup,
+  identityOf,
+  monitorOf,
+  NODE_A,
+  NODE_B,
+  refusal,
+  refused,
+  register,
+  report,
+  SECONDARY,
+} from "./monitor_story.ts";
 import { story } from "./pg_story.ts";
 
 const here = import.meta.path;
+const NODE_UNHEARD_OF = "7f1b8e2e-0000-4000-8000-000000000009";
 
 story(
   here,
@@ -32,7 +44,6 @@ story(
     expect(await refusal(register(db, { ...other, name: "node_1" }))).toBe("PA007");
     expect((await register(db, other)).nodes).toMatchObject([{ nodeId: 1, port: 5001 }]);
     const third = { port: 5003, identity: "7f1b8e2e-0000-4000-8000-000000000003" };
-    expect(await refusal(register(db, third))).toBe("PA005");
     // node 2 never got as far as having data: a create over it begins anew
     const again = { port: 5002, identity: third.identity };
     expect((await register(db, again)).nodeId).toBeGreaterThan(2);
@@ -71,8 +82,8 @@ story(here, "node_active: numbers only grow, the identity counts, news are told"
     expect(await refusal(report(db, nodeId, { reportNo, state: "primary" }))).toBe("PA011");
   }
   const stranger = { reportNo: 9n, identity: NODE_B };
-  expect(await refusal(report(db, nodeId, stranger))).toBe("PA010");
-  expect(await refusal(report(db, nodeId + 1, { reportNo: 9n }))).toBe("PA010");
+  expect(await refusal(report(db, nodeId, stranger))).toBe("PA012");
+  expect(await refusal(report(db, nodeId + 1, { reportNo: 9n }))).toBe("PA012");
   const [row] = await db.query("select reportedstate, reportno from pgautofailover.node");
   expect(row).toMatchObject({ reportedstate: "single" });
   expect(Number(row?.["reportno"])).toBe(5);
@@ -106,12 +117,13 @@ story(
     const recorded = async (reportNo: bigint, change: object): Promise<unknown> => {
       const payload = {
         identity: NODE_A,
+        goalVersion: 1_000_000,
         timeline: 1,
         lsn: "0/3000000",
         syncState: "",
         streaming: false,
         startFailures: 0,
-        syncInForce: null,
+        promotion: null,
         systemIdentifier: null,
         ...same,
         ...change,
@@ -150,11 +162,22 @@ story(here, "remove_node: never the primary of another node, nor its successor",
       "update pgautofailover.node set goalstate = case nodeid when $1 then $2 else $3 end",
       [a, goalA, goalB],
     );
-  const needed = ["single", "wait_primary", "primary", "draining", "demote_timeout"];
-  for (const state of [...needed, "prepare_promotion", "stop_replication"]) {
+  const needed = [
+    "single",
+    "wait_primary",
+    "primary",
+    "apply_settings",
+    "draining",
+    "demote_timeout",
+  ];
+  for (const state of [...needed, "prepare_promotion", "stop_replication", "fast_forward"]) {
     await goals(state, "catchingup");
     expect({ state, refused: await remove(a) }).toEqual({ state, refused: "PA020" });
     expect({ state, refused: await remove(a, true) }).toEqual({ state, refused: "PA020" });
+  }
+  for (const state of ["report_lsn", "join_secondary"]) {
+    await goals("draining", state);
+    expect({ state, refused: await remove(b) }).toEqual({ state, refused: "PA021" });
   }
   await goals("primary", "secondary");
   expect(await remove(b)).toBe("");
@@ -173,11 +196,44 @@ story(here, "remove_node: never the primary of another node, nor its successor",
   await monitor.close();
 });
 
+story(
+  here,
+  "node_active: who was removed is told so, whom nobody has heard of is only unknown",
+  async (world) => {
+    const { keeper, says, decide, monitor } = await healthyGroup(world, 4);
+    const told = (nodeId: number): Promise<string> => refused(says(nodeId, SECONDARY));
+    await keeper.query("select pgautofailover.remove_node(2)");
+    await says(2, { state: "dropped", pgIsRunning: false });
+    expect(await decide()).toMatch(/^R103/);
+    expect(await told(2)).toBe('PA010: node 2 was removed from formation "default"');
+    await keeper.query("select pgautofailover.remove_node(3, true)");
+    expect(await told(3)).toBe('PA010: node 3 was removed from formation "default"');
+    expect(await told(4)).toBe("");
+    // a monitor that was made anew: node 9 may have been registered after the backup
+    const unknown = report(keeper, 9, { reportNo: 99n, identity: NODE_UNHEARD_OF });
+    expect(await refused(unknown)).toBe(
+      'PA012: the monitor does not know node 9 of formation "default"',
+    );
+    // what was removed may come back, if it's created again
+    const { nodeId } = await register(keeper, { port: 5003, identity: identityOf(3) });
+    const again = report(keeper, nodeId, { reportNo: 1n, identity: identityOf(3) });
+    expect(await refused(again)).toBe("");
+    await monitor.close();
+  },
+);
+
 story(here, "autoctl_node calls and reads, and can do nothing else", async (world) => {
   const monitor = await monitorOf(world);
   const db = monitor.open("autoctl_node");
   await register(db, {});
-  for (const table of ["node", "formation", '"group"', "event"]) {
+  for (const table of [
+    "node",
+    "formation",
+    '"group"',
+    "event",
+    "timeline_history",
+    "removed_node",
+  ]) {
     expect(await refusal(db.query(`select * from pgautofailover.${table}`))).toBe("");
     expect(await refusal(db.query(`delete from pgautofailover.${table}`))).toBe("42501");
   }
@@ -190,6 +246,7 @@ story(here, "autoctl_node calls and reads, and can do nothing else", async (worl
     "select pgautofailover.log_event(n, 'R1', 'x') from pgautofailover.node n",
     "select pgautofailover.notify_state(n) from pgautofailover.node n",
     "create table pgautofailover.mine (id int)",
+    "insert into pgautofailover.removed_node (nodeid, identity) select nodeid, identity from pgautofailover.node",
     "select pg_read_file('/etc/passwd')",
   ]) {
     expect({ forbidden, state: await refusal(db.query(forbidden)) }).toEqual({

@@ -11,7 +11,7 @@ import { cleanEnvironment, type Environment, runRole } from "./command.ts";
 import { giveTo, type Owner, serverOwner } from "./owner.ts";
 import { freePort } from "./ports.ts";
 import { killUnder, processesUnder, signal } from "./processes.ts";
-import { Service } from "./service.ts";
+import { HERE, type Place, Service } from "./service.ts";
 import { type Client, type Login, openClient, type Row } from "./sql.ts";
 import { waitFor } from "./wait.ts";
 import { Writer } from "./writer.ts";
@@ -42,18 +42,25 @@ export class Cluster implements AsyncDisposable {
   readonly env: Environment;
   readonly monitor: Service;
   readonly nodes: Service[] = [];
+  /** The password of the monitor's database, where it wants one. */
+  protected monitorLogin: { password?: string } = {};
+  readonly #placeOf: (label: string) => Place;
   #client: Client | undefined;
   readonly #killOnExit = () => void killUnder(this.base);
 
-  constructor(label: string, options: { auth?: string } = {}) {
+  /** @param options placeOf: the host of each service, by its label */
+  constructor(label: string, options: { auth?: string; placeOf?: (label: string) => Place } = {}) {
     this.base = mkdtempSync(join(tmpdir(), `pgaf-${label}-`));
     chmodSync(this.base, 0o755);
     giveTo(this.owner, this.base);
     process.once("exit", this.#killOnExit);
     this.login = { user: this.owner.name };
+    this.#placeOf = options.placeOf ?? (() => HERE);
+    const place = this.#placeOf("monitor");
     this.env = cleanEnvironment({
       XDG_DATA_HOME: this.directory("data"),
       HOME: this.directory("home"),
+      PGPASSFILE: this.passwords,
     });
     this.monitor = new Service({
       role: "monitor",
@@ -62,28 +69,44 @@ export class Cluster implements AsyncDisposable {
       port: freePort(),
       env: this.env,
       login: this.login,
-      createFlags: ["--nodename", "localhost", "--auth", options.auth ?? "trust"],
+      createFlags: ["--nodename", place.host, "--auth", options.auth ?? "trust"],
+      place,
     });
   }
 
   /** Monitor, primary and synchronous secondary, all running. */
-  static async twoNodes(label: string): Promise<Cluster> {
+  static twoNodes(label: string): Promise<Cluster> {
+    return Cluster.of(label, [[], []]);
+  }
+
+  /**
+   * Monitor, primary and secondaries, all running: node1, node2, …
+   *
+   * @param flags of each node's `create`
+   */
+  static async of(label: string, flags: readonly (readonly string[])[]): Promise<Cluster> {
     const cluster = new Cluster(label);
     try {
       await cluster.startMonitor();
-      await cluster.startNode("node1");
-      await cluster.startNode("node2");
+      for (const [index, each] of flags.entries()) {
+        await cluster.startNode(`node${index + 1}`, each);
+      }
       await cluster.healthy(30_000);
       return cluster;
     } catch (error) {
       const story = await cluster.story();
       await cluster[Symbol.asyncDispose]().catch(() => {});
-      throw new Error(`setting up two nodes failed\n${story}`, { cause: error });
+      throw new Error(`setting up ${flags.length} nodes failed\n${story}`, { cause: error });
     }
   }
 
+  /** The password file of all services; it isn't there where every login is trusted. */
+  get passwords(): string {
+    return join(this.base, "pgpass");
+  }
+
   get monitorUri(): string {
-    return `postgres://autoctl_node@localhost:${this.monitor.port}/pg_auto_failover`;
+    return `postgres://autoctl_node@${this.monitor.place.host}:${this.monitor.port}/pg_auto_failover`;
   }
 
   /** Makes a directory below the cluster's, for the servers' owner. */
@@ -96,6 +119,7 @@ export class Cluster implements AsyncDisposable {
 
   /** Declares a node; nothing is made or started yet. */
   addNode(label: string, flags: readonly string[] = [], env: Environment = {}): Service {
+    const place = this.#placeOf(label);
     const node = new Service({
       role: "keeper",
       label,
@@ -103,7 +127,8 @@ export class Cluster implements AsyncDisposable {
       port: freePort(),
       env: { ...this.env, ...env },
       login: this.login,
-      createFlags: ["--nodename", "localhost", "--monitor", this.monitorUri, ...flags],
+      createFlags: ["--nodename", place.host, "--monitor", this.monitorUri, ...flags],
+      place,
     });
     this.nodes.push(node);
     return node;
@@ -126,10 +151,11 @@ export class Cluster implements AsyncDisposable {
 
   /** A question to the monitor's database, over one connection that is opened again after errors. */
   async askMonitor(text: string, params: readonly unknown[] = []): Promise<Row[]> {
-    this.#client ??= openClient(
-      { host: "localhost", port: this.monitor.port },
-      { user: "autoctl_node", database: "pg_auto_failover" },
-    );
+    this.#client ??= openClient(this.monitor.address, {
+      user: "autoctl_node",
+      database: "pg_auto_failover",
+      ...this.monitorLogin,
+    });
     try {
       return await this.#client.query(text, params);
     } catch (error) {
@@ -173,6 +199,40 @@ export class Cluster implements AsyncDisposable {
     }));
   }
 
+  /** What the group has said since about a failover that it may not carry out. */
+  async blocked(afterId: number): Promise<string[]> {
+    const said = (await this.events(afterId)).map(({ description }) => description);
+    return said.filter((text) => text.startsWith("Blocked"));
+  }
+
+  /** The name that the monitor has given a node. */
+  async nameOf(node: Service): Promise<string> {
+    const found = (await this.states()).find(({ port }) => port === node.port);
+    if (!found) throw new Error(`the monitor does not know ${node.label}`);
+    return found.name;
+  }
+
+  async setPriority(node: Service, priority: number): Promise<void> {
+    await this.askMonitor(
+      "select pgautofailover.set_node_candidate_priority('default', $1, $2::text::int)",
+      [await this.nameOf(node), String(priority)],
+    );
+  }
+
+  async setQuorum(node: Service, quorum: boolean): Promise<void> {
+    await this.askMonitor(
+      "select pgautofailover.set_node_replication_quorum('default', $1, $2::text::boolean)",
+      [await this.nameOf(node), String(quorum)],
+    );
+  }
+
+  async setFormation(setting: string, value: string): Promise<void> {
+    await this.askMonitor("select pgautofailover.set_formation('default', $1, $2)", [
+      setting,
+      value,
+    ]);
+  }
+
   async lastEventId(): Promise<number> {
     const [row] = await this.askMonitor(
       "select coalesce(max(eventid), 0) as id from pgautofailover.event",
@@ -192,37 +252,47 @@ export class Cluster implements AsyncDisposable {
     }) as Promise<true>;
   }
 
-  /** Waits for one primary and otherwise secondaries, each one synchronous; yields the primary. */
-  healthy(timeoutMs: number): Promise<Service> {
-    return this.waitFor("a primary with its synchronous secondary", timeoutMs, () =>
-      this.#healthyPrimary(),
+  /**
+   * Waits for one primary and otherwise secondaries that stream, with the assigned set in force.
+   *
+   * @returns the primary
+   */
+  healthy(timeoutMs: number, nodes: readonly Service[] = this.nodes): Promise<Service> {
+    return this.waitFor("a primary with its synchronous secondaries", timeoutMs, () =>
+      this.#healthyPrimary(nodes),
     );
   }
 
-  async #healthyPrimary(): Promise<Service | undefined> {
-    const states = await this.states();
+  async #healthyPrimary(nodes: readonly Service[]): Promise<Service | undefined> {
+    const ports = nodes.map(({ port }) => port);
+    const states = (await this.states()).filter(({ port }) => ports.includes(port));
     const settled = states.filter(({ reported, goal }) => reported === goal);
     const primaries = settled.filter(({ reported }) => reported === "primary");
     const secondaries = settled.filter(({ reported }) => reported === "secondary");
     const [first] = primaries;
     if (!first || primaries.length !== 1) return undefined;
-    if (secondaries.length !== this.nodes.length - 1) return undefined;
+    if (secondaries.length !== nodes.length - 1) return undefined;
     const primary = this.nodes.find(({ port }) => port === first.port);
-    if (!primary || !(await this.#assignedSetIsInForce(first.nodeId))) return undefined;
+    const members = await this.#membersInForce(first.nodeId);
+    if (!primary || members === undefined) return undefined;
     const standbys = await primary.ask(
-      "select 1 from pg_stat_replication where state = 'streaming' and sync_state = 'sync'",
+      `select sync_state in ('sync', 'quorum') as counts from pg_stat_replication
+        where state = 'streaming' and application_name like 'pgautofailover\\_standby\\_%'`,
     );
-    return standbys.length === secondaries.length ? primary : undefined;
+    if (standbys.length !== secondaries.length) return undefined;
+    return standbys.filter(({ counts }) => counts).length === members ? primary : undefined;
   }
 
-  /** From then on the monitor may promote a standby when this primary dies. */
-  async #assignedSetIsInForce(primaryId: number): Promise<boolean> {
-    const rows = await this.askMonitor(
-      `select 1 from pgautofailover.node n join pgautofailover."group" g using (formationid, groupid)
-        where n.nodeid = $1 and (n.syncinforce->>'version')::bigint = g.syncversion`,
+  /** From then on the monitor may promote a standby when this primary dies. @returns how many commits wait for */
+  async #membersInForce(primaryId: number): Promise<number | undefined> {
+    const [row] = await this.askMonitor(
+      `select case when syncnumber = 0 then 0 else cardinality(syncmembers) end as members
+         from pgautofailover."group"
+        where syncprimary = $1 and (syncinforce->>'version')::bigint = syncversion
+          and (syncinforce->>'primaryId')::bigint = syncprimary`,
       [primaryId],
     );
-    return rows.length > 0;
+    return row && Number(row["members"]);
   }
 
   /** The nodes that accept writes right now; more than one would be a split brain. */
@@ -291,13 +361,10 @@ export class Cluster implements AsyncDisposable {
     };
     return [
       await say("states", () => this.states()),
-      await say("synchronous sets: in force by each node, and assigned", () =>
-        this.askMonitor(
-          `select nodeport, syncinforce::text as set from pgautofailover.node
-           union all select 0, row_to_json(g)::text from pgautofailover."group" g`,
-        ),
+      await say("groups", () =>
+        this.askMonitor(`select row_to_json(g)::text as row from pgautofailover."group" g`),
       ),
-      await say("last events", async () => (await this.events()).slice(-15)),
+      await say("last events", async () => (await this.events()).slice(-25)),
       ...[this.monitor, ...this.nodes].map((service) => service.describe()),
     ].join("\n");
   }

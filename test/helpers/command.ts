@@ -5,7 +5,7 @@ import { nowMs, waitFor, within } from "./wait.ts";
 
 export const REPOSITORY = join(import.meta.dir, "..", "..");
 
-export type RoleName = "monitor" | "keeper" | "uri" | "state";
+export type RoleName = "monitor" | "keeper" | "uri" | "state" | "formation" | "node";
 export type Environment = Readonly<Record<string, string>>;
 
 export type Outcome = {
@@ -40,6 +40,8 @@ export function cleanEnvironment(extra: Environment): Environment {
 export type CommandOptions = {
   env: Environment;
   timeoutMs?: number;
+  /** What enters another host before it starts the command, e.g. `nsenter --net=FILE`. */
+  prefix?: readonly string[];
   /** Ends the command when it yields true; called with all that it has said on stderr. */
   killWhen?: (stderr: string) => boolean;
 };
@@ -51,9 +53,9 @@ export type CommandOptions = {
  *   behind holds its output open
  */
 export async function runCommand(command: string[], options: CommandOptions): Promise<Outcome> {
-  const { env, timeoutMs = 30_000, killWhen } = options;
+  const { env, timeoutMs = 30_000, prefix = [], killWhen } = options;
   const startedMs = nowMs();
-  const child = Bun.spawn(command, {
+  const child = Bun.spawn([...prefix, ...command], {
     env,
     stdin: "ignore",
     stdout: "pipe",

@@ -1,5 +1,5 @@
 /**
- * Scenarios that share one cluster of two nodes: each begins with a healthy group and a writer, and
+ * Scenarios that share one cluster, of two nodes unless said otherwise: each begins with a healthy group and a writer, and
  * ends with a healthy group that holds every acknowledged row. One that fails prints the story of
  * the cluster and leaves a new one to the next.
  */
@@ -8,16 +8,24 @@ import { Cluster } from "./cluster.ts";
 import type { Service } from "./service.ts";
 import type { Writer } from "./writer.ts";
 
-export type Scene = { cluster: Cluster; primary: Service; secondary: Service; writer: Writer };
+export type Scene = {
+  cluster: Cluster;
+  primary: Service;
+  /** The first of the others, and all of them. */
+  secondary: Service;
+  standbys: Service[];
+  writer: Writer;
+};
 
 /** Longest time that a group may take to be whole again after what a scenario did to it. */
 const SETTLE_MS = 30_000;
 
 /**
  * @param label names the cluster's temporary directory
+ * @param flags of each node's `create`
  * @returns a function like bun's `test`, whose body gets the healthy cluster
  */
-export function scenariosOf(label: string) {
+export function scenariosOf(label: string, flags: readonly (readonly string[])[] = [[], []]) {
   let shared: Cluster | undefined;
   afterAll(async () => {
     await shared?.[Symbol.asyncDispose]();
@@ -26,7 +34,7 @@ export function scenariosOf(label: string) {
     test(
       name,
       async () => {
-        shared ??= await Cluster.twoNodes(label);
+        shared ??= await Cluster.of(label, flags);
         const cluster = shared;
         try {
           await play(cluster, body);
@@ -46,18 +54,23 @@ async function play(cluster: Cluster, body: (scene: Scene) => Promise<void>): Pr
   const primary = await cluster.healthy(SETTLE_MS);
   const secondary = cluster.other(primary);
   await using writer = await cluster.writer();
-  await body({ cluster, primary, secondary, writer });
+  const standbys = cluster.nodes.filter((node) => node !== primary);
+  await body({ cluster, primary, secondary, standbys, writer });
   await nothingLost(cluster, writer);
 }
 
 /** Waits for a healthy group, stops the writer, and compares both nodes with what it knows. */
-export async function nothingLost(cluster: Cluster, writer: Writer): Promise<void> {
-  const primary = await cluster.healthy(SETTLE_MS);
-  await writer.waitForWrites(5, 5000);
+export async function nothingLost(
+  cluster: Cluster,
+  writer: Writer,
+  nodes: readonly Service[] = cluster.nodes,
+): Promise<void> {
+  const primary = await cluster.healthy(SETTLE_MS, nodes);
+  if (!writer.stopped) await writer.waitForWrites(5, 5000);
   await writer.stop();
   const report = await writer.compareWith(primary.address);
   expect(report).toMatchObject({ lost: [], unexpected: [] });
-  for (const node of cluster.nodes) {
+  for (const node of nodes) {
     if (node === primary) continue;
     await cluster.waitFor(`every row on ${node.label}`, 5000, async () => {
       const { lost } = await writer.compareWith(node.address);

@@ -18,6 +18,16 @@ import { waitFor } from "./wait.ts";
 
 export type Transition = { from: string; to: string; why: string };
 
+/** The host that a service runs on. */
+export type Place = {
+  /** What others reach it at. */
+  host: string;
+  /** What enters it before a command is started there. */
+  prefix: readonly string[];
+};
+
+export const HERE: Place = { host: "localhost", prefix: [] };
+
 export type ServiceOptions = {
   role: "monitor" | "keeper";
   label: string;
@@ -28,6 +38,7 @@ export type ServiceOptions = {
   login: Login;
   /** Flags of `create` besides --pgdata and --pgport. */
   createFlags: readonly string[];
+  place: Place;
 };
 
 export class Service {
@@ -39,15 +50,17 @@ export class Service {
   readonly login: Login;
   readonly logFile: string;
   readonly createFlags: readonly string[];
+  readonly place: Place;
   env: Environment;
   process: RunningRole | undefined;
 
-  constructor({ role, label, base, port, env, login, createFlags }: ServiceOptions) {
+  constructor({ role, label, base, port, env, login, createFlags, place }: ServiceOptions) {
     this.role = role;
     this.label = label;
     this.pgdata = join(base, label);
     this.port = port;
-    this.address = { host: "127.0.0.1", port };
+    this.place = place;
+    this.address = { host: place === HERE ? "127.0.0.1" : place.host, port };
     this.env = env;
     this.login = login;
     this.logFile = join(base, `${label}.log`);
@@ -63,7 +76,7 @@ export class Service {
     options: Omit<CommandOptions, "env"> = {},
   ): Promise<Outcome> {
     const args = [verb, "--pgdata", this.pgdata, ...flags];
-    return runRole(this.role, args, { env: this.env, ...options });
+    return runRole(this.role, args, { env: this.env, prefix: this.place.prefix, ...options });
   }
 
   /** @throws {Error} create ended with another code than 0 */
@@ -87,7 +100,7 @@ export class Service {
   start(flags: readonly string[] = []): RunningRole {
     if (this.process?.running) throw new Error(`${this.label} runs already`);
     const command = roleCommand(this.role, ["run", "--pgdata", this.pgdata, ...flags]);
-    this.process = new RunningRole(command, this.env, this.logFile);
+    this.process = new RunningRole([...this.place.prefix, ...command], this.env, this.logFile);
     return this.process;
   }
 
@@ -148,6 +161,12 @@ export class Service {
     const pid = this.requirePostmaster();
     signal(pid, "SIGKILL");
     return pid;
+  }
+
+  /** `kill -9` of the keeper and of its postmaster: nothing of this node comes back by itself. */
+  async die(): Promise<void> {
+    await this.kill();
+    if (this.postmaster() !== undefined) this.killPostgres();
   }
 
   /**

@@ -67,6 +67,10 @@ export class Writer implements AsyncDisposable {
     return writer;
   }
 
+  get stopped(): boolean {
+    return this.#stopping;
+  }
+
   get acknowledged(): number {
     return this.#acknowledged.length;
   }

@@ -1,280 +1,567 @@
-/** Everything that can happen to a group: the ordinary, faults, and what recovers from them. */
-import { hasWork, stepOf, turn } from "./keeper.ts";
+/** Everything that can happen to a group, by name: the ordinary, faults, what recovers from them, and operators. */
+import { canTakeWrites } from "../../lib/fsm.ts";
+import { DURABILITIES } from "../../lib/group/view.ts";
+import { check } from "./invariants.ts";
+import { type Context, isFenceDue, stepOf, turn } from "./keeper.ts";
+import type { Laws } from "./laws.ts";
 import {
+  answerOf,
   canDrop,
+  canRequest,
   decideAll,
-  hasNews,
+  delayReport,
   loseContact,
   record,
-  report,
-  reportOf,
+  register,
+  sendReport,
+  setSettings,
   takeAnswer,
 } from "./monitor.ts";
 import {
+  AGE_MAX,
   acknowledge,
-  type Coverage,
-  clone,
+  append,
   endServer,
   isWritable,
   type Keeper,
-  type Laws,
+  linked,
   type Node,
   nodeOf,
-  type Row,
-  same,
-  streamsFrom,
+  reaches,
+  sameNames,
+  sourceOf,
+  timelineOf,
   type World,
 } from "./world.ts";
 
-function startKeeper(n: Node): void {
-  const crash = n.pg.run === "down" && n.disk.dataReady ? "new" : "none";
-  n.keeper = {
-    contact: "never",
-    contactAge: 0,
-    replyAge: 2,
-    answer: undefined,
-    sync: undefined,
-    written: undefined,
-    task: undefined,
-    crash,
-  };
-}
+/** Its name, and what it's about: nodes by id (0: the monitor), a value. */
+export type Event = readonly [name: EventName, a?: number, b?: number];
 
-function register(w: World, n: Node): void {
-  startKeeper(n);
-  n.row = {
-    reported: "init",
-    goal: "init",
-    pgRunning: false,
-    timeline: 0,
-    streaming: false,
-    sync: undefined,
-    age: 0,
-    stalled: 0,
-    considered: false,
-  };
-  takeAnswer(w, n, n.keeper as Keeper);
-}
+type Kind = {
+  readonly of: "ordinary" | "fault" | "recovery" | "client" | "operator";
+  /** What its arguments can be; `node`: a node of the group; `host`: also the monitor. */
+  readonly args: readonly ("node" | "host" | readonly number[])[];
+  readonly can: (w: World, n: Node, b: number, laws: Laws) => boolean;
+  readonly happen: (w: World, n: Node, b: number, context: Context) => void;
+};
 
-export function stream(w: World, n: Node): void {
-  const primary = streamsFrom(w, n);
-  if (!primary) return;
-  n.pg.wal = primary.pg.wal;
-  n.pg.timeline = primary.pg.timeline;
-  if (primary.pg.names.includes(n.id)) acknowledge(w, n.pg.wal);
-}
+const newKeeper = (n: Node): Keeper => ({
+  frozen: false,
+  thawed: false,
+  contact: "never",
+  contactAge: 0,
+  trueContactAge: 0,
+  replyAge: 2,
+  dryAge: 0,
+  answer: undefined,
+  heard: undefined,
+  sync: undefined,
+  proven: undefined,
+  written: undefined,
+  task: undefined,
+  crash: n.pg.run === "down" && n.disk.dataReady ? "new" : "none",
+  startFailures: 0,
+});
 
-function takeNames(w: World, n: Node): void {
-  n.pg.names = n.disk.names;
-  if (n.pg.names.length === 0) acknowledge(w, n.pg.wal); // releases whoever waits
-}
+/** Its keeper can act. */
+const isAwake = (n: Node): n is Node & { keeper: Keeper } =>
+  n.keeper !== undefined && !n.keeper.frozen;
 
-export function commit(w: World, n: Node): void {
-  w.commitsLeft -= 1;
-  n.pg.wal += n.pg.timeline;
-  if (n.pg.names.length === 0) acknowledge(w, n.pg.wal);
+/** Whoever wakes up looks at the clock first. */
+const canReport = (n: Node, laws: Laws): boolean =>
+  isAwake(n) && n.keeper.heard === undefined && !(n.keeper.thawed && isFenceDue(n, n.keeper, laws));
+
+function crash(w: World, n: Node): void {
+  endServer(w, n);
+  if (n.keeper) n.keeper.crash = "new";
 }
 
 /** What must happen before a threshold's time has passed: fences and stops are quick. */
 function mustGoFirst(n: Node, laws: Laws): boolean {
-  if (!n.keeper || !n.on) return false;
-  return ["fence", "abort", "stop"].includes(stepOf(n, n.keeper, laws).do);
+  if (!isAwake(n)) return false;
+  if (n.keeper.task?.action === "stop") return true;
+  const step = stepOf(n, n.keeper, laws);
+  if (step.do === "transition") return step.row[2] === "stop";
+  return step.do === "fence" || step.do === "abort" || step.do === "stop";
+}
+
+/** Beyond what any threshold asks for ages are not told apart. */
+const older = (age: number, max = AGE_MAX): number => (age < 0 ? age : Math.min(age + 1, max));
+
+/** A connection over which nothing comes back is given up, by both of its ends. */
+function dropConnections(w: World): void {
+  for (const n of w.nodes) {
+    const { pg } = n;
+    if (pg.feed === undefined) continue;
+    const source = nodeOf(w, pg.from);
+    if (pg.run !== "up" || source.pg.run !== "up" || !linked(w, n.id, source.id))
+      pg.feed = undefined;
+  }
 }
 
 /** Time up to the next threshold; whoever can report has done so in between. */
-function tick(w: World): void {
-  const older = (age: number, max: number): number => Math.min(age + 1, max);
+function tick(w: World, laws: Laws): void {
+  if (w.monitorUp) w.watched = older(w.watched);
+  if (w.group.request !== undefined) {
+    w.group.requestAge += 1;
+    if (w.group.requestAge > 6) w.group.request = undefined;
+  }
   for (const n of w.nodes) {
-    const { keeper, row } = n;
+    const { row, keeper } = n;
     if (row) {
-      const isStalled = row.goal === "secondary" && !row.streaming;
-      row.stalled = isStalled ? older(row.stalled, 2) : 0;
-      row.age = keeper && n.link ? 0 : older(row.age, 3);
+      row.age = older(row.age);
+      row.stalled = older(row.stalled, 2);
+      row.promised = older(row.promised, 2);
+      row.goalAge = row.goal === "fast_forward" ? older(row.goalAge, 2) : 0;
+      row.notSentTo = row.notSentTo.map((age) => older(age, 2));
     }
     if (!keeper) continue;
-    keeper.contactAge = n.link ? 0 : older(keeper.contactAge, 2);
-    const heard = w.nodes.some((standby) => streamsFrom(w, standby) === n);
-    keeper.replyAge = heard || !n.pg.primary ? 0 : older(keeper.replyAge, 2);
-    if (keeper.crash !== "none") keeper.crash = "considered";
-    if (!n.link) loseContact(keeper);
-  }
-}
-
-/** `touches`: the nodes that it may change. */
-export type Event = readonly [name: string, touches: readonly number[], happen: (w: World) => void];
-
-/** What the product does of itself when nothing is broken; also how a group is brought to rest. */
-export function ordinaryEvents(w: World, n: Node, laws: Laws, seen: Coverage): Event[] {
-  const { id } = n;
-  const on = (body: (w: World, n: Node, keeper: Keeper) => void) => (next: World) => {
-    const node = nodeOf(next, id);
-    body(next, node, node.keeper as Keeper);
-  };
-  const list: Event[] = [];
-  if (n.keeper && n.on) {
-    if (n.link && hasNews(w, n, n.keeper, laws))
-      list.push([`node ${id} reports`, [id], on((x, m) => report(x, m, true, laws))]);
-    if (!n.link && (n.keeper.contact === "fresh" || n.keeper.crash === "new"))
-      list.push([`node ${id} can't report`, [id], on((_, __, keeper) => loseContact(keeper))]);
-    if (hasWork(n, n.keeper, laws))
-      list.push([`keeper ${id} takes a step`, [id], on((x, m, k) => turn(x, m, k, laws, seen))]);
-  }
-  if (n.pg.run === "up" && n.pg.primary && !same(n.pg.names, n.disk.names))
-    list.push([`server ${id} takes the names over`, [id], on(takeNames)]);
-  const primary = streamsFrom(w, n);
-  const behind = primary && primary.pg.wal !== n.pg.wal;
-  if (behind || (primary?.pg.names.includes(id) && !w.acked.startsWith(primary.pg.wal)))
-    list.push([`node ${id} receives`, [id], on(stream)]);
-  return list;
-}
-
-export const decideEvent = (laws: Laws, seen: Coverage): Event => [
-  "the monitor decides",
-  [1, 2],
-  (next) => decideAll(next, laws, seen),
-];
-export const tickEvent: Event = ["time passes", [1, 2], tick];
-
-function faults(w: World, n: Node, laws: Laws): Event[] {
-  const { id } = n;
-  const list: Event[] = [];
-  const fault = (name: string, body: (w: World, n: Node) => void): void => {
-    list.push([
-      name,
-      [id],
-      (next) => {
-        next.faultsLeft -= 1;
-        body(next, nodeOf(next, id));
-      },
-    ]);
-  };
-  if (n.keeper && n.row) {
-    fault(`keeper ${id} is killed`, (_, m) => {
-      m.keeper = undefined;
-    });
-    if (n.link) {
-      fault(`node ${id} reports and hears no answer`, (x, m) => report(x, m, false, laws));
-      if (!n.late)
-        fault(`a report of node ${id} is held up`, (x, m) => {
-          m.late = { report: reportOf(x, m, m.keeper as Keeper, laws), overtaken: false };
-          loseContact(m.keeper as Keeper);
-        });
+    keeper.contactAge = older(keeper.contactAge, canTakeWrites(n.disk.state) ? 2 : 1);
+    keeper.trueContactAge = older(keeper.trueContactAge, canTakeWrites(n.disk.state) ? 2 : 1);
+    keeper.replyAge = older(keeper.replyAge, 2);
+    if (keeper.crash !== "none" && !keeper.frozen) keeper.crash = "considered";
+    keeper.thawed = false;
+    if (keeper.heard) {
+      const { answer, age } = keeper.heard;
+      keeper.heard = age < 1 ? { answer, age: age + 1 } : undefined;
+      if (keeper.heard === undefined) loseContact(keeper);
     }
   }
-  if (n.on && n.row) {
-    fault(`host ${id} loses power`, (_, m) => {
-      Object.assign(m, { on: false, keeper: undefined });
-      m.pg.run = "down";
-    });
+  for (const { id, pg } of w.nodes) {
+    if (pg.feed === undefined || pg.run !== "up") continue;
+    const source = nodeOf(w, pg.from);
+    if (!source.keeper || !source.disk.names.members.includes(id)) continue;
+    if (source.pg.run === "up" && reaches(w, id, source.id)) {
+      source.keeper.replyAge = 0;
+    }
   }
-  if (n.pg.run === "up") {
-    fault(`server ${id} is killed`, (_, m) => endServer(m));
-    fault(`server ${id} freezes`, (_, m) => {
-      m.pg.run = "hung";
-    });
+  dropConnections(w);
+  for (const n of w.nodes) {
+    if (n.keeper) n.keeper.dryAge = n.pg.feed || n.disk.state !== "catchingup" ? 0 : 1;
+    if (n.row && canReport(n, laws)) sendReport(w, n, laws, "now");
   }
-  if (n.link && n.row) {
-    fault(`node ${id} is cut off from the monitor`, (_, m) => {
-      m.link = false;
-    });
-    if (w.stream && w.nodes.length > 1)
-      fault(`node ${id} is cut off from everybody`, (x, m) => {
-        m.link = false;
-        x.stream = false;
-      });
-  }
-  return list;
 }
 
-function recoveries(n: Node, laws: Laws): Event[] {
-  const { id } = n;
-  const list: Event[] = [];
-  const recovery = (name: string, body: (w: World, n: Node) => void): void => {
-    list.push([name, [id], (next) => body(next, nodeOf(next, id))]);
-  };
-  if (!n.keeper && n.row)
-    recovery(`keeper ${id} starts`, (_, m) => {
-      m.on = true;
-      startKeeper(m);
-    });
-  if (n.pg.run === "hung")
-    recovery(`server ${id} thaws`, (_, m) => {
-      m.pg.run = "up";
-    });
-  if (n.keeper?.task?.to === "primary")
-    recovery(`keeper ${id} gives its transition up`, (_, m) => {
-      if (m.keeper) m.keeper.task = undefined;
-    });
-  if (!n.link)
-    recovery(`node ${id} reaches the monitor again`, (_, m) => {
-      m.link = true;
-    });
-  if (n.late)
-    recovery(`the late report of node ${id} arrives`, (_, m) => {
-      const late = m.late;
-      m.late = undefined;
-      if (late && (!late.overtaken || laws.acceptsLateReports)) record(m, late.report);
-    });
-  return list;
+const NODE = ["node"] as const;
+const isGroup = (n: Node): boolean => n.row !== undefined;
+
+export const EVENTS = {
+  // what the product and PostgreSQL do of themselves
+  report: {
+    of: "ordinary",
+    args: NODE,
+    can: (_, n, __, laws) => isGroup(n) && canReport(n, laws),
+    happen: (w, n, _, { laws }) => sendReport(w, n, laws, "now"),
+  },
+  turn: {
+    of: "ordinary",
+    args: NODE,
+    can: (_, n) => isAwake(n),
+    happen: (w, n, _, context) => n.keeper && turn(w, n, n.keeper, context),
+  },
+  decide: {
+    of: "ordinary",
+    args: [],
+    can: (w) => w.monitorUp,
+    happen: (w, _, __, context) => decideAll(w, context),
+  },
+  tick: {
+    of: "ordinary",
+    args: [],
+    can: () => true,
+    happen: (w, _, __, { laws }) => tick(w, laws),
+  },
+  stream: {
+    of: "ordinary",
+    args: NODE,
+    can: (w, n) => {
+      const source = sourceOf(w, n);
+      if (source === undefined) return false;
+      return n.pg.feed === undefined || (n.pg.wal !== source.pg.wal && reaches(w, source.id, n.id));
+    },
+    happen: (w, n) => {
+      const source = nodeOf(w, n.pg.from);
+      const isConnected = n.pg.feed !== undefined;
+      n.pg.feed ??= source.disk.names;
+      if (isConnected || w.coarse) n.pg.wal = source.pg.wal;
+    },
+  },
+  takeNames: {
+    of: "ordinary",
+    args: NODE,
+    can: (_, { pg, disk }) => pg.run === "up" && pg.primary && !sameNames(pg.names, disk.names),
+    happen: (_, n) => {
+      n.pg.names = n.disk.names;
+    },
+  },
+  reread: {
+    of: "ordinary",
+    args: NODE,
+    can: (w, { pg }) => {
+      if (pg.feed === undefined) return false;
+      const source = nodeOf(w, pg.from);
+      return source.pg.run === "up" && !sameNames(pg.feed, source.disk.names);
+    },
+    happen: (w, { pg }) => {
+      pg.feed = nodeOf(w, pg.from).disk.names;
+    },
+  },
+  started: {
+    of: "ordinary",
+    args: NODE,
+    can: (_, n) => n.pg.run === "starting",
+    happen: (_, n) => {
+      n.pg.run = "up";
+    },
+  },
+  hear: {
+    of: "ordinary",
+    args: NODE,
+    can: (w, n) => isAwake(n) && n.keeper.heard !== undefined && reaches(w, 0, n.id),
+    happen: (w, n, __, { laws }) => {
+      const { keeper } = n;
+      if (!keeper?.heard) return;
+      const { answer, age } = keeper.heard;
+      keeper.heard = undefined;
+      takeAnswer(w, n, keeper, answer, age, laws);
+    },
+  },
+
+  // faults
+  killKeeper: {
+    of: "fault",
+    args: NODE,
+    can: (_, n) => n.keeper !== undefined,
+    happen: (_, n) => {
+      n.keeper = undefined;
+    },
+  },
+  freeze: {
+    of: "fault",
+    args: NODE,
+    can: (_, n) => isAwake(n),
+    happen: (_, n) => {
+      if (n.keeper) n.keeper.frozen = true;
+      if (n.pg.run === "up") n.pg.run = "hung";
+    },
+  },
+  freezeKeeper: {
+    of: "fault",
+    args: NODE,
+    can: (_, n) => isAwake(n),
+    happen: (_, n) => {
+      if (n.keeper) n.keeper.frozen = true;
+    },
+  },
+  powerOff: {
+    of: "fault",
+    args: NODE,
+    can: (_, n) => n.on && n.known,
+    happen: (w, n) => {
+      n.on = false;
+      n.keeper = undefined;
+      endServer(w, n);
+    },
+  },
+  killServer: {
+    of: "fault",
+    args: NODE,
+    can: (_, n) => n.pg.run === "up" || n.pg.run === "starting",
+    happen: (w, n) => crash(w, n),
+  },
+  hangServer: {
+    of: "fault",
+    args: NODE,
+    can: (_, n) => n.pg.run === "up",
+    happen: (_, n) => {
+      n.pg.run = "hung";
+    },
+  },
+  slowStart: {
+    of: "fault",
+    args: NODE,
+    can: (_, n) => n.pg.run === "down" && n.known && n.pg.nextStart === "usual",
+    happen: (_, n) => {
+      n.pg.nextStart = "slow";
+    },
+  },
+  failStart: {
+    of: "fault",
+    args: NODE,
+    can: (_, n) => n.pg.run === "down" && n.known && n.pg.nextStart === "usual",
+    happen: (_, n) => {
+      n.pg.nextStart = "failing";
+    },
+  },
+  loseAnswer: {
+    of: "fault",
+    args: NODE,
+    can: (w, n, _, laws) => isGroup(n) && canReport(n, laws) && reaches(w, n.id, 0),
+    happen: (w, n, _, { laws }) => sendReport(w, n, laws, "lost"),
+  },
+  delayAnswer: {
+    of: "fault",
+    args: NODE,
+    can: (w, n, _, laws) => isGroup(n) && canReport(n, laws) && linked(w, n.id, 0),
+    happen: (w, n, _, { laws }) => sendReport(w, n, laws, "later"),
+  },
+  delayReport: {
+    of: "fault",
+    args: NODE,
+    can: (_, n, __, laws) => isGroup(n) && canReport(n, laws) && n.late === undefined,
+    happen: (w, n, _, { laws }) => delayReport(w, n, laws, false),
+  },
+  doubleReport: {
+    of: "fault",
+    args: NODE,
+    can: (w, n, _, laws) =>
+      isGroup(n) && canReport(n, laws) && n.late === undefined && reaches(w, n.id, 0),
+    happen: (w, n, _, { laws }) => delayReport(w, n, laws, true),
+  },
+  cut: {
+    of: "fault",
+    args: ["host", "host"],
+    can: (w, n, b) => n.id !== b && reaches(w, n.id, b),
+    happen: (w, n, b) => {
+      w.cuts[n.id] = (w.cuts[n.id] ?? 0) | (1 << b);
+    },
+  },
+  sever: {
+    of: "fault",
+    args: ["host", "host"],
+    can: (w, n, b) => n.id < b && (reaches(w, n.id, b) || reaches(w, b, n.id)),
+    happen: (w, n, b) => {
+      w.cuts[n.id] = (w.cuts[n.id] ?? 0) | (1 << b);
+      w.cuts[b] = (w.cuts[b] ?? 0) | (1 << n.id);
+    },
+  },
+  isolate: {
+    of: "fault",
+    args: NODE,
+    can: (w, n) => n.known && w.cuts.some((_, b) => b !== n.id && linked(w, n.id, b)),
+    happen: (w, n) => {
+      for (let b = 0; b < w.cuts.length; b += 1) {
+        if (b === n.id) continue;
+        w.cuts[n.id] = (w.cuts[n.id] ?? 0) | (1 << b);
+        w.cuts[b] = (w.cuts[b] ?? 0) | (1 << n.id);
+      }
+    },
+  },
+  stopMonitor: {
+    of: "fault",
+    args: [],
+    can: (w) => w.monitorUp,
+    happen: (w) => {
+      w.monitorUp = false;
+    },
+  },
+
+  // what recovers from them
+  lateReport: {
+    of: "recovery",
+    args: NODE,
+    can: (w, n) => n.late !== undefined && reaches(w, n.id, 0),
+    happen: (w, n, _, { laws }) => {
+      const { late } = n;
+      n.late = undefined;
+      if (late && (!late.overtaken || laws.acceptsLateReports))
+        record(w, n, late.report, late.overtaken);
+    },
+  },
+  startKeeper: {
+    of: "recovery",
+    args: NODE,
+    can: (_, n) => isGroup(n) && n.keeper === undefined,
+    happen: (_, n) => {
+      n.on = true;
+      n.keeper = newKeeper(n);
+    },
+  },
+  thaw: {
+    of: "recovery",
+    args: NODE,
+    can: (_, n) => n.keeper?.frozen === true,
+    happen: (_, n) => {
+      if (n.pg.run === "hung") n.pg.run = "up";
+      if (!n.keeper) return;
+      n.keeper.frozen = false;
+      n.keeper.thawed = true;
+    },
+  },
+  thawServer: {
+    of: "recovery",
+    args: NODE,
+    can: (_, n) => n.pg.run === "hung" && !n.keeper?.frozen,
+    happen: (_, n) => {
+      n.pg.run = "up";
+    },
+  },
+  giveUp: {
+    of: "recovery",
+    args: NODE,
+    can: (_, n) => isAwake(n) && n.keeper.task?.action === "resume",
+    happen: (_, n) => {
+      if (n.keeper) n.keeper.task = undefined;
+    },
+  },
+  mend: {
+    of: "recovery",
+    args: ["host", "host"],
+    can: (w, n, b) => n.id !== b && !reaches(w, n.id, b),
+    happen: (w, n, b) => {
+      w.cuts[n.id] = (w.cuts[n.id] ?? 0) & ~(1 << b);
+    },
+  },
+  mendAll: {
+    of: "recovery",
+    args: [],
+    can: (w) => w.cuts.some((bits) => bits !== 0),
+    happen: (w) => {
+      w.cuts.fill(0);
+    },
+  },
+  startMonitor: {
+    of: "recovery",
+    args: [],
+    can: (w) => !w.monitorUp,
+    happen: (w) => {
+      w.monitorUp = true;
+      w.watched = 0;
+    },
+  },
+
+  // applications
+  commit: {
+    of: "client",
+    args: NODE,
+    can: (_, n) => isWritable(n),
+    happen: (w, n) => append(w, n),
+  },
+
+  // operators
+  register: {
+    of: "operator",
+    args: NODE,
+    can: (w, n) => !n.known && n.on && (n.id === 1 || w.nodes.some((m) => m.id < n.id && m.row)),
+    happen: (w, n) => {
+      register(w, n);
+      n.keeper = newKeeper(n);
+      takeAnswer(w, n, n.keeper, answerOf(w, n), 0);
+    },
+  },
+  drop: {
+    of: "operator",
+    args: NODE,
+    can: (w, n) => canDrop(w, n, false),
+    happen: (_, n) => {
+      if (!n.row) return;
+      n.row.goal = "dropped";
+      n.row.goalAge = 0;
+    },
+  },
+  forceDrop: {
+    of: "operator",
+    args: NODE,
+    can: (w, n) => canDrop(w, n, true),
+    happen: (_, n) => {
+      n.row = undefined;
+    },
+  },
+  failover: {
+    of: "operator",
+    args: ["host"],
+    can: (w, n) => canRequest(w, n.id),
+    happen: (w, n) => {
+      w.group.request = n.id;
+      w.group.requestAge = 0;
+    },
+  },
+  promoteByHand: {
+    of: "operator",
+    args: NODE,
+    can: (_, n) => n.pg.run === "up" && !n.pg.primary && n.row !== undefined,
+    happen: (w, n) => {
+      n.pg.primary = true;
+      n.pg.from = 0;
+      n.pg.feed = undefined;
+      n.pg.names = n.disk.names;
+      append(w, n, timelineOf(n.pg.wal) + 1);
+    },
+  },
+  writeByHand: {
+    of: "operator",
+    args: NODE,
+    can: (_, n) =>
+      n.pg.run === "up" && n.pg.primary && !canTakeWrites(n.disk.state) && n.row !== undefined,
+    happen: (w, n) => append(w, n),
+  },
+  priority: {
+    of: "operator",
+    args: ["node", [0, 50, 100]],
+    can: (_, n, b) => n.row !== undefined && n.row.priority !== b,
+    happen: (_, n, b) => {
+      if (n.row) n.row.priority = b;
+    },
+  },
+  quorum: {
+    of: "operator",
+    args: ["node", [0, 1]],
+    can: (_, n, b) => n.row !== undefined && n.row.quorum !== (b === 1),
+    happen: (_, n, b) => {
+      if (n.row) n.row.quorum = b === 1;
+    },
+  },
+  numberSync: {
+    of: "operator",
+    args: [[0, 1, 2]],
+    can: () => true,
+    happen: (w, _, b) => setSettings(w, { numberSyncStandbys: b }),
+  },
+  durability: {
+    of: "operator",
+    args: [[0, 1, 2]],
+    can: () => true,
+    happen: (w, _, b) => setSettings(w, { durability: DURABILITIES[b] ?? "availability" }),
+  },
+  strictFencing: {
+    of: "operator",
+    args: [[0, 1]],
+    can: () => true,
+    happen: (w, _, b) => setSettings(w, { strictFencing: b === 1 }),
+  },
+} as const satisfies Record<string, Kind>;
+export type EventName = keyof typeof EVENTS;
+export const EVENT_NAMES = Object.keys(EVENTS) as EventName[];
+export const kindOf = (name: EventName): Kind => EVENTS[name];
+
+const MONITOR = { id: 0 } as Node;
+
+/** Whether it can happen in this world; a tick only when nothing has to go first. */
+export function canHappen(w: World, [name, a = 0, b = 0]: Event, laws: Laws): boolean {
+  const { args, can } = kindOf(name);
+  if (name === "tick" && w.nodes.some((n) => mustGoFirst(n, laws))) return false;
+  if (typeof args[0] === "object") return can(w, MONITOR, a, laws);
+  return can(w, a === 0 ? MONITOR : nodeOf(w, a), b, laws);
 }
 
-/** Everything that can happen next. */
-export function eventsOf(w: World, laws: Laws, seen: Coverage): Event[] {
-  const list: Event[] = w.nodes.flatMap((n) => [
-    ...ordinaryEvents(w, n, laws, seen),
-    ...recoveries(n, laws),
-    ...(w.faultsLeft > 0 ? faults(w, n, laws) : []),
-  ]);
-  for (const { id, row, ...n } of w.nodes) {
-    if (row === undefined && n.disk.state === "init" && !n.keeper && (id === 1 || w.nodes[0]?.row))
-      list.push([`node ${id} registers`, [id], (next) => register(next, nodeOf(next, id))]);
-    if (w.commitsLeft > 0 && isWritable({ id, row, ...n }))
-      list.push([
-        `an application commits on node ${id}`,
-        [id],
-        (next) => commit(next, nodeOf(next, id)),
-      ]);
-    if (w.dropsLeft > 0 && canDrop(w, nodeOf(w, id)))
-      list.push([
-        `node ${id} is dropped`,
-        [id],
-        (next) => {
-          next.dropsLeft -= 1;
-          const node = nodeOf(next, id);
-          node.row = { ...(node.row as Row), goal: "dropped" };
-        },
-      ]);
+function takeAllNames(w: World): void {
+  for (const { pg, disk } of w.nodes) {
+    if (pg.run === "up" && pg.primary) pg.names = disk.names;
+    if (pg.feed === undefined) continue;
+    const source = nodeOf(w, pg.from);
+    if (source.pg.run === "up") pg.feed = source.disk.names;
   }
-  if (!w.stream)
-    list.push([
-      "the nodes reach one another again",
-      [],
-      (next) => {
-        next.stream = true;
-      },
-    ]);
-  else if (w.faultsLeft > 0 && w.nodes.length > 1)
-    list.push([
-      "the nodes can't reach one another",
-      [],
-      (next) => {
-        next.stream = false;
-        next.faultsLeft -= 1;
-      },
-    ]);
-  list.push(decideEvent(laws, seen));
-  if (!w.nodes.some((n) => mustGoFirst(n, laws))) list.push(tickEvent);
-  return list;
 }
 
-/** Everything runs and reaches everything; no fault, commit or removal is left to happen. */
-export function healed(w: World): World {
-  const next = clone(w);
-  Object.assign(next, { stream: true, faultsLeft: 0, commitsLeft: 0, dropsLeft: 0 });
-  for (const n of next.nodes) {
-    Object.assign(n, { on: true, link: true, late: undefined });
-    if (n.pg.run === "hung") n.pg.run = "up";
-    if (n.row && !n.keeper) startKeeper(n);
-  }
-  return next;
+/** @throws {Violation} the world that comes of it must not be */
+export function happen(w: World, [name, a = 0, b = 0]: Event, context: Context): void {
+  const kind = kindOf(name);
+  if (kind.of === "fault") w.faultsLeft -= 1;
+  else if (kind.of === "client") w.commitsLeft -= 1;
+  else if (kind.of === "operator") w.operationsLeft -= 1;
+  if (typeof kind.args[0] === "object") kind.happen(w, MONITOR, a, context);
+  else kind.happen(w, a === 0 ? MONITOR : nodeOf(w, a), b, context);
+  if (w.coarse) takeAllNames(w);
+  acknowledge(w);
+  check(w);
 }

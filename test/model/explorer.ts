@@ -1,178 +1,142 @@
 /**
- * Breadth first through every world that the events lead to, so that the first trace found is a
- * shortest one. Every world is also brought to rest: faults healed, no new ones (S4).
+ * Breadth first through every world that the events lead to, so that the first way found to a
+ * violation is a shortest one. Every world is also healed, and must come to rest (S4).
  */
-import { decideEvent, type Event, eventsOf, healed, ordinaryEvents, tickEvent } from "./events.ts";
-import {
-  type Coverage,
-  canAcknowledge,
-  check,
-  clone,
-  describe,
-  keyOf,
-  LAWS,
-  type Laws,
-  nodeOf,
-  Violation,
-  type World,
-} from "./world.ts";
+import { canHappen, EVENT_NAMES, type Event, type EventName, happen, kindOf } from "./events.ts";
+import { checkAtRest, isAtRest, isBlocked } from "./invariants.ts";
+import type { Context, Coverage } from "./keeper.ts";
+import { keyOf } from "./key.ts";
+import { LAWS, type Laws } from "./laws.ts";
+import { attempt, heal, newCoverage, oneRound, TICK_EVERY } from "./walk.ts";
+import { clone, describe, Violation, type World } from "./world.ts";
 
-export type Outcome = {
+export type Exploration = {
   readonly states: number;
   /** Every world within the bounds was seen. */
   readonly complete: boolean;
   readonly seen: Coverage;
   /** What is broken, and a shortest way there; undefined when nothing is. */
   readonly broken: string | undefined;
+  readonly events: readonly Event[];
 };
 
-/** Longer than any way to rest that was seen, by far. */
+/** 64 bits of each key are kept: two of a million worlds are taken for one once in ten million searches. */
+const hashOf = (w: World): bigint => BigInt(Bun.hash(keyOf(w)));
+
 const ROUNDS_MAX = 60;
 
-/**
- * @param options statesMax: worlds explored at most, nearest first; settles: whether S4 is checked
- */
+function argumentsOf(name: EventName, nodes: number): number[][] {
+  return kindOf(name).args.reduce<number[][]>(
+    (lists, arg) => {
+      const values =
+        typeof arg === "object"
+          ? arg
+          : Array.from({ length: nodes + 1 }, (_, id) => id).slice(arg === "node" ? 1 : 0);
+      return lists.flatMap((list) => values.map((value) => [...list, value]));
+    },
+    [[]],
+  );
+}
+
+/** @param without kinds of events that are left out */
+export function everyEvent(nodes: number, without: readonly EventName[]): Event[] {
+  return EVENT_NAMES.filter((name) => !without.includes(name)).flatMap((name) =>
+    argumentsOf(name, nodes).map((args) => [name, ...args] as unknown as Event),
+  );
+}
+
+const isWithinBounds = (w: World, [name]: Event): boolean => {
+  const { of } = kindOf(name);
+  if (of === "fault") return w.faultsLeft > 0;
+  if (of === "client") return w.commitsLeft > 0;
+  return of !== "operator" || w.operationsLeft > 0;
+};
+
+/** Heals a copy until the group rests, or says why it doesn't; worlds on the way are known to do so too. */
+function bringToRest(from: World, context: Context, known: Set<bigint>): void {
+  const w = clone(from);
+  heal(w, 0, context);
+  const way: bigint[] = [];
+  for (let round = 0; ; round += 1) {
+    const hash = hashOf(w);
+    if (known.has(hash)) break;
+    const isCycle = way.includes(hash);
+    way.push(hash);
+    if (isAtRest(w)) {
+      checkAtRest(w);
+      break;
+    }
+    if (isCycle || round === ROUNDS_MAX) {
+      if (isBlocked(w, context.laws)) break;
+      throw new Violation(
+        `S4: the group doesn't come to rest, and doesn't say why\n${describe(w)}`,
+      );
+    }
+    for (let part = 0; part < TICK_EVERY; part += 1) oneRound(w, 0, context);
+    attempt(w, ["tick"], context);
+  }
+  for (const hash of way) known.add(hash);
+}
+
 export function explore(
   root: World,
   laws: Laws = LAWS,
-  { statesMax = 5_000_000, settles = true } = {},
-): Outcome {
-  const seen: Coverage = { rules: new Set(), pairs: new Set() };
-  const visited = new Set([keyOf(root)]);
-  const cameFrom: (readonly [parent: number, event: string])[] = [[-1, ""]];
-  const atRest = new Set<string>();
+  options: {
+    /** Worlds seen at most, nearest first. */
+    readonly statesMax?: number;
+    readonly without?: readonly EventName[];
+    readonly settles?: boolean;
+  } = {},
+): Exploration {
+  const { statesMax = 10_000_000, without = [], settles = true } = options;
+  const seen = newCoverage();
+  const context = { laws, seen };
+  const events = everyEvent(root.nodes.length, without);
+  const visited = new Set([hashOf(root)]);
+  const atRest = new Set<bigint>();
+  const parents: number[] = [-1];
+  const cameBy: number[] = [-1];
   let queue: (readonly [index: number, world: World])[] = [[0, root]];
 
-  const fail = (index: number, last: string, error: Violation): Outcome => {
-    const names: string[] = [last];
-    for (let at = index; at > 0; at = cameFrom[at]?.[0] ?? 0)
-      names.unshift(cameFrom[at]?.[1] ?? "");
-    const trace = replay(root, names, laws, seen);
-    return {
-      states: visited.size,
-      complete: false,
-      seen,
-      broken: [error.message, ...trace].join("\n"),
-    };
+  const fail = (index: number, last: Event | undefined, { message }: Violation): Exploration => {
+    const way: Event[] = last ? [last] : [];
+    for (let at = index; at > 0; at = parents[at] ?? 0)
+      way.unshift(events[cameBy[at] ?? 0] as Event);
+    return { states: visited.size, complete: false, seen, broken: message, events: way };
   };
 
   while (queue.length > 0) {
     const next: (readonly [number, World])[] = [];
     for (const [index, world] of queue) {
-      if (settles) {
-        try {
-          bringToRest(world, laws, seen, atRest);
-        } catch (error) {
-          if (error instanceof Violation) return fail(index, "(all faults end)", error);
-          throw error;
-        }
+      try {
+        if (settles) bringToRest(world, context, atRest);
+      } catch (error) {
+        if (error instanceof Violation) return fail(index, undefined, error);
+        throw error;
       }
-      for (const event of eventsOf(world, laws, seen)) {
+      for (const [at, event] of events.entries()) {
+        if (!isWithinBounds(world, event)) continue;
         let reached: World;
         try {
-          reached = after(world, event);
+          if (!canHappen(world, event, laws)) continue;
+          reached = clone(world);
+          happen(reached, event, context);
         } catch (error) {
-          if (error instanceof Violation) return fail(index, event[0], error);
+          if (error instanceof Violation) return fail(index, event, error);
           throw error;
         }
-        const key = keyOf(reached);
-        if (visited.has(key)) continue;
+        const hash = hashOf(reached);
+        if (visited.has(hash)) continue;
         if (visited.size >= statesMax) {
-          return { states: visited.size, complete: false, seen, broken: undefined };
+          return { states: visited.size, complete: false, seen, broken: undefined, events: [] };
         }
-        visited.add(key);
-        next.push([cameFrom.length, reached]);
-        cameFrom.push([index, event[0]]);
+        visited.add(hash);
+        next.push([parents.length, reached]);
+        parents.push(index);
+        cameBy.push(at);
       }
     }
     queue = next;
   }
-  return { states: visited.size, complete: true, seen, broken: undefined };
-}
-
-/** The group that comes of nodes registering with nothing going wrong. */
-export function settledGroup(from: World): World {
-  const seen: Coverage = { rules: new Set(), pairs: new Set() };
-  let world = clone(from);
-  for (const { id } of world.nodes) {
-    for (const event of eventsOf(world, LAWS, seen)) {
-      if (event[0] === `node ${id} registers`) world = after(world, event);
-    }
-    // more rounds than it needs, so that nothing is left to do
-    for (let round = 0; round < ROUNDS_MAX / 2; round += 1) world = oneRound(world, LAWS, seen);
-  }
-  return world;
-}
-
-/** Applies events in a fixed order until the group rests; worlds on the way are known to do so too. */
-function bringToRest(from: World, laws: Laws, seen: Coverage, atRest: Set<string>): void {
-  let world = healed(from);
-  const way: string[] = [];
-  for (let round = 0; round < ROUNDS_MAX; round += 1) {
-    const key = keyOf(world);
-    if (atRest.has(key)) break;
-    way.push(key);
-    if (rests(world)) break;
-    if (round === ROUNDS_MAX - 1) {
-      throw new Violation(`S4: the group doesn't come to rest\n  ${describe(world)}`);
-    }
-    world = oneRound(world, laws, seen);
-  }
-  for (const key of way) atRest.add(key);
-}
-
-/** @throws {Violation} the world that comes of it must not be */
-function after(world: World, [, touches, happen]: Event): World {
-  const next = clone(world, touches);
-  happen(next);
-  check(next);
-  return next;
-}
-
-function oneRound(from: World, laws: Laws, seen: Coverage): World {
-  let world = from;
-  for (const { id } of from.nodes) {
-    for (const event of ordinaryEvents(world, nodeOf(world, id), laws, seen)) {
-      if (nodeOf(world, id).keeper) world = after(world, event);
-    }
-    world = after(world, decideEvent(laws, seen));
-  }
-  return keyOf(world) === keyOf(from) ? after(world, tickEvent) : world;
-}
-
-/** One node that takes writes, and the other, if the group has one, beside it with all of its WAL. */
-function rests(w: World): boolean {
-  const members = w.nodes.filter((n) => n.row !== undefined);
-  if (members.some(({ row, disk }) => row?.reported !== row?.goal || disk.state !== row?.goal))
-    return false;
-  const states = members.map(({ row }) => row?.goal).toSorted();
-  const primary = members.find((n) => canAcknowledge(w, n));
-  const complete = members.every((n) => n.pg.wal === primary?.pg.wal);
-  const expected = [[], ["single"], ["primary", "secondary"]][members.length] ?? [];
-  return states.join() === expected.join() && (members.length === 0 || complete);
-}
-
-function replay(root: World, names: readonly string[], laws: Laws, seen: Coverage): string[] {
-  let world = root;
-  return names.map((name) => {
-    const event = eventsOf(world, laws, seen).find(([called]) => called === name);
-    const next = clone(world);
-    try {
-      event?.[2](next);
-    } catch (error) {
-      if (!(error instanceof Violation)) throw error;
-    }
-    world = next;
-    return `${name}\n    ${describe(world)}`;
-  });
-}
-
-/** What becomes of a world by these events, each named as `eventsOf` names it. */
-export function played(from: World, names: readonly string[]): World {
-  const seen: Coverage = { rules: new Set(), pairs: new Set() };
-  return names.reduce((world, name) => {
-    const event = eventsOf(world, LAWS, seen).find(([called]) => called === name);
-    if (event === undefined) throw new Error(`"${name}" can't happen in: ${describe(world)}`);
-    return after(world, event);
-  }, from);
+  return { states: visited.size, complete: true, seen, broken: undefined, events: [] };
 }

@@ -1,83 +1,128 @@
 /** The monitor of the model: reports as node_active records them, decisions as decideAndWrite takes them. */
 import { canTakeWrites, type NodeState } from "../../lib/fsm.ts";
-import { decideGroup } from "../../lib/group/facts.ts";
-import type { GroupView } from "../../lib/group/view.ts";
-import { acknowledges, countsAsRunning } from "../../lib/keeper/report.ts";
+import type { GroupDecision } from "../../lib/group/facts.ts";
+import type { GroupView, NodeView, SyncSet } from "../../lib/group/view.ts";
+import type { Context } from "./keeper.ts";
+import type { Laws } from "./laws.ts";
 import {
-  agesMs,
-  type Coverage,
+  type Answer,
+  endServer,
   isWritable,
   type Keeper,
-  type Laws,
+  linked,
   type Node,
   nodeOf,
-  otherOf,
   POLICY,
   type Report,
   type Row,
-  renumber,
-  streamsFrom,
+  reaches,
+  TICK_MS,
+  timelineOf,
   Violation,
   type World,
 } from "./world.ts";
 
-const runs = ({ disk, pg }: Node, laws: Laws): boolean =>
-  laws.frozenIsStopped ? pg.run === "up" : countsAsRunning(disk.state, pg.run, false);
+// ---------------------------------------------------------------- reports
 
-export const reportOf = (w: World, n: Node, keeper: Keeper, laws: Laws): Report => ({
-  reported: n.disk.state,
-  pgRunning: runs(n, laws),
-  timeline: n.pg.timeline,
-  streaming: streamsFrom(w, n) !== undefined,
-  sync: acknowledges(n.disk.state) && keeper.sync?.inForce ? keeper.sync.set : undefined,
-});
-
-export function record(n: Node, report: Report): void {
-  if (!n.row) return;
-  const considered = !report.pgRunning && !n.row.pgRunning && n.row.considered;
-  const stalled = report.streaming ? 0 : n.row.stalled;
-  n.row = { ...n.row, ...report, age: 0, stalled, considered };
-  if (n.late) n.late = { ...n.late, overtaken: true };
+export function reportOf(w: World, n: Node, keeper: Keeper, laws: Laws): Report {
+  const { disk, pg } = n;
+  const isUp = pg.run === "up";
+  const run = pg.run === "starting" ? "down" : pg.run;
+  const pgRunning = laws.frozenIsStopped ? isUp : laws.countsAsRunning(disk.state, run, false);
+  return {
+    goalVersion: disk.goalVersion,
+    reported: disk.state,
+    pgRunning,
+    startFailures: keeper.startFailures,
+    timeline: isUp ? timelineOf(pg.wal) : 0,
+    lsn: isUp ? pg.wal.length : 0,
+    inRecovery: isUp ? !pg.primary : undefined,
+    streaming: isUp && pg.feed !== undefined,
+    sendsTo:
+      pgRunning && isUp && canTakeWrites(disk.state)
+        ? w.nodes.flatMap((m) => (m.pg.feed && m.pg.from === n.id ? [m.id] : []))
+        : undefined,
+    promotion: disk.promotion,
+    asks: keeper.crash === "new" && !pgRunning,
+    inForce: laws.acknowledges(disk.state) ? (keeper.proven ?? null) : undefined,
+  };
 }
 
-export function takeAnswer(w: World, n: Node, keeper: Keeper): void {
-  if (!n.row) {
-    n.keeper = undefined; // the monitor knows it no more: the keeper ends
+const HAS_PROMISED: readonly NodeState[] = [
+  "report_lsn",
+  "join_secondary",
+  "fast_forward",
+  "prepare_promotion",
+  "stop_replication",
+];
+
+const VOTING: readonly NodeState[] = ["report_lsn", "join_secondary", "fast_forward"];
+
+/** @param credulous: the state counts also when the keeper didn't know the present goal */
+export function record(w: World, n: Node, report: Report, credulous = false): void {
+  const { row } = n;
+  if (!row) return;
+  const { asks, inForce, sendsTo, goalVersion, ...said } = report;
+  // a goal that has come back meanwhile must not seem reached
+  const reported = credulous || goalVersion >= row.goalVersion ? said.reported : row.reported;
+  const keeps = VOTING.includes(row.reported) && VOTING.includes(reported);
+  n.row = {
+    ...row,
+    ...said,
+    reported,
+    timeline: said.timeline || row.timeline,
+    lsn: Math.max(said.lsn || row.lsn, keeps ? row.lsn : 0),
+    inRecovery: said.inRecovery ?? row.inRecovery,
+    notSentTo: w.nodes.map(({ id }, at) =>
+      sendsTo === undefined || id === n.id || sendsTo.includes(id)
+        ? -1
+        : Math.max(0, row.notSentTo[at] ?? 0),
+    ),
+    age: 0,
+    stalled: said.streaming ? -1 : Math.max(0, row.stalled),
+    promised: HAS_PROMISED.includes(reported) ? Math.max(0, row.promised) : -1,
+    considered: row.considered && !asks && !said.pgRunning,
+  };
+  if (inForce !== undefined && w.group.sync.primaryId === n.id) {
+    w.group.inForce = inForce ?? undefined;
+  }
+  if (n.late && !n.late.overtaken) n.late = { ...n.late, overtaken: true };
+}
+
+export function answerOf(w: World, n: Node): Answer | undefined {
+  if (!n.row) return undefined;
+  let upstream = 0;
+  for (const { id, row } of w.nodes) {
+    if (!row || id === n.id) continue;
+    if (canTakeWrites(row.goal) && upstream === 0) upstream = id;
+  }
+  const { goal, goalVersion, considered, fetchFrom: source } = n.row;
+  const sourceLsn = w.nodes[source - 1]?.row?.lsn ?? -1;
+  return { goal, goalVersion, considered, sync: w.group.sync, upstream, source, sourceLsn };
+}
+
+/** @param age of the contact: since the report was sent */
+export function takeAnswer(
+  w: World,
+  n: Node,
+  keeper: Keeper,
+  answer: Answer | undefined,
+  age: number,
+  laws?: Laws,
+): void {
+  if (answer === undefined) {
+    // it was removed: it stops its server, and ends
+    n.keeper = undefined;
+    endServer(w, n);
     return;
   }
-  const other = otherOf(w, n.id);
-  const upstream = other?.row && canTakeWrites(other.row.goal) ? other.id : undefined;
   keeper.contact = "fresh";
-  keeper.contactAge = 0;
-  keeper.answer = { sync: w.sync, upstream };
-  n.disk.goal = n.row.goal;
-  if (keeper.crash === "asked" && n.row.considered) keeper.crash = "considered";
-}
-
-export function report(w: World, n: Node, answered: boolean, laws: Laws): void {
-  const keeper = n.keeper as Keeper;
-  if (keeper.crash === "new" && n.pg.run !== "up") keeper.crash = "asked";
-  record(n, reportOf(w, n, keeper, laws));
-  if (answered) takeAnswer(w, n, keeper);
-  else loseContact(keeper);
-}
-
-/** Whether a report, or its answer, would change anything. */
-export function hasNews(w: World, n: Node, keeper: Keeper, laws: Laws): boolean {
-  const { row } = n;
-  if (!row || !keeper.answer || keeper.contactAge > 0 || row.age > 0) return true;
-  if (keeper.contact !== "fresh" || keeper.crash !== "none" || n.late) return true;
-  if (row.goal !== n.disk.goal || keeper.answer.sync.version !== w.sync.version) return true;
-  const said = reportOf(w, n, keeper, laws);
-  const upstream = otherOf(w, n.id)?.row?.goal;
-  return (
-    said.reported !== row.reported ||
-    said.pgRunning !== row.pgRunning ||
-    said.timeline !== row.timeline ||
-    said.streaming !== row.streaming ||
-    said.sync?.version !== row.sync?.version ||
-    (keeper.answer.upstream !== undefined) !== (upstream !== undefined && canTakeWrites(upstream))
-  );
+  keeper.contactAge = laws?.countsFromReceipt ? 0 : age;
+  keeper.trueContactAge = age;
+  keeper.answer = answer;
+  n.disk.goal = answer.goal;
+  n.disk.goalVersion = answer.goalVersion;
+  if (keeper.crash === "asked" && answer.considered) keeper.crash = "considered";
 }
 
 export function loseContact(keeper: Keeper): void {
@@ -85,90 +130,271 @@ export function loseContact(keeper: Keeper): void {
   if (keeper.crash === "asked" || keeper.crash === "new") keeper.crash = "considered";
 }
 
-/** The same rows get the same decision; most worlds differ in what the monitor doesn't see. */
-const decided = new WeakMap<Laws["rules"], Map<string, ReturnType<typeof decideGroup>>>();
-function decisionFor(w: World, rules: Laws["rules"]): ReturnType<typeof decideGroup> {
-  const known = decided.get(rules) ?? new Map();
-  decided.set(rules, known);
-  const reachable = (n: Node): boolean => n.on && n.link && n.pg.run === "up";
-  const key = JSON.stringify([w.nodes.map((n) => [n.row, reachable(n)]), w.sync, w.quorum]);
-  if (!known.has(key)) known.set(key, decideGroup(viewOf(w), rules));
-  return known.get(key);
+function sent(w: World, n: Node, keeper: Keeper, laws: Laws): Report {
+  const report = reportOf(w, n, keeper, laws);
+  if (report.asks) keeper.crash = "asked";
+  return report;
 }
 
-function viewOf(w: World): GroupView {
-  const registered = w.nodes.filter((n) => n.row !== undefined);
+/** A report as far as the links let it come; an answer comes back at once, or later, or never. */
+export function sendReport(w: World, n: Node, laws: Laws, answer: "now" | "later" | "lost"): void {
+  const { keeper } = n;
+  if (!keeper) return;
+  const report = sent(w, n, keeper, laws);
+  const arrives = reaches(w, n.id, 0);
+  if (arrives) record(w, n, report);
+  if (!arrives || answer === "lost" || !reaches(w, 0, n.id)) loseContact(keeper);
+  else if (answer === "later") keeper.heard = { answer: answerOf(w, n), age: 0 };
+  else takeAnswer(w, n, keeper, answerOf(w, n), 0);
+}
+
+/** A report that stays under way, whether or not it has also arrived. */
+export function delayReport(w: World, n: Node, laws: Laws, arrives: boolean): void {
+  const { keeper } = n;
+  if (!keeper) return;
+  const report = sent(w, n, keeper, laws);
+  if (arrives) record(w, n, report);
+  n.late = { report, overtaken: arrives };
+  loseContact(keeper);
+}
+
+// ---------------------------------------------------------------- decisions
+
+function healthOf(w: World, n: Node): NodeView["health"] {
+  if (!n.on || !linked(w, 0, n.id)) return "bad";
+  if (n.pg.run === "starting") return "unknown";
+  return n.pg.run === "up" ? "good" : "bad";
+}
+
+export function viewOf(w: World): GroupView {
+  const { group } = w;
+  const { watched } = w;
+  const ms = (age: number): number => Math.min(age, watched) * TICK_MS;
+  const primary = w.nodes[group.sync.primaryId - 1]?.row;
+  const nodes: NodeView[] = [];
+  for (const n of w.nodes) {
+    const { id, row } = n;
+    if (!row) continue;
+    nodes.push({
+      nodeId: id,
+      name: `node_${id}`,
+      host: "localhost",
+      port: 5000 + id,
+      reported: row.reported,
+      goal: row.goal,
+      pgRunning: row.pgRunning,
+      startFailures: row.startFailures,
+      reportAgeMs: ms(row.age),
+      health: healthOf(w, n),
+      healthAgeMs: row.age > 0 && watched > 0 ? 0 : undefined,
+      timeline: row.timeline,
+      lsn: BigInt(row.lsn),
+      inRecovery: row.inRecovery,
+      streaming: row.streaming,
+      stalledMs: ms(Math.max(0, row.stalled)),
+      notSentToMs: ms(Math.max(0, primary?.notSentTo[id - 1] ?? 0)),
+      promisedMs: row.promised < 0 ? undefined : ms(row.promised),
+      goalAgeMs: ms(row.goalAge),
+      passedOver: row.passedOver,
+      fetchFrom: row.fetchFrom || undefined,
+      promotion: row.promotion,
+      candidatePriority: row.priority,
+      replicationQuorum: row.quorum,
+    });
+  }
+  const target = group.request === 0 ? undefined : group.request;
   return {
     formation: "default",
     groupId: 0,
-    sync: w.sync,
+    nodes,
+    sync: group.sync,
+    pending: group.pending,
+    inForce: group.inForce,
     policy: POLICY,
-    nodes: registered.map((n) => {
-      const row = n.row as Row;
-      const reachable = n.on && n.link && n.pg.run === "up";
-      return {
-        nodeId: n.id,
-        name: `node_${n.id}`,
-        host: "localhost",
-        port: 5000 + n.id,
-        reported: row.reported,
-        goal: row.goal,
-        pgRunning: row.pgRunning,
-        startFailures: 0,
-        reportAgeMs: agesMs(row.age),
-        health: reachable ? "good" : "bad",
-        healthAgeMs: row.age > 0 ? 0 : undefined,
-        timeline: row.timeline,
-        lsn: 1n,
-        streaming: row.streaming,
-        stalledMs: agesMs(row.stalled),
-        candidatePriority: 50,
-        replicationQuorum: w.quorum,
-        syncInForce: row.sync,
-      };
-    }),
+    settings: group.settings,
+    history: group.history,
+    request: group.request === undefined ? undefined : { target, allowDataLoss: false },
+    disputed: group.disputed,
   };
 }
 
-const DECISIONS_MAX = 8;
+const setText = (set: SyncSet | undefined): string =>
+  set ? `${set.version}/${set.primaryId}/${set.number}(${set.members})` : "";
 
-/** What `decideAndWrite` does in one transaction. */
-export function decideAll(w: World, laws: Laws, seen: Coverage): void {
-  for (let count = 0; ; count += 1) {
-    const decision = decisionFor(w, laws.rules);
-    if (decision === undefined) break;
-    if (count === DECISIONS_MAX) throw new Violation("the rules don't settle");
-    seen.rules.add(decision.rule.id);
-    if (decision.sync) w.sync = decision.sync;
-    for (const [id, goal] of decision.goals) {
-      const n = nodeOf(w, id);
-      const other = otherOf(w, id);
-      const isOpening = canTakeWrites(goal) && n.row?.goal === "stop_replication";
-      if (isOpening && other?.row && other.row.age < 2 && isWritable(other)) {
-        throw new Violation("S2: writes open beside a primary that is still open");
-      }
-      n.row = { ...(n.row as Row), goal };
-    }
-    if (decision.rule.forget) nodeOf(w, decision.selfId).row = undefined;
+/** The same rows get the same decision; most worlds differ in what the monitor doesn't see. */
+const decided = new WeakMap<Laws, Map<string, GroupDecision | undefined>>();
+const CACHE_MAX = 200_000;
+
+function keyOfView(w: World): string {
+  const { group } = w;
+  const s = group.settings;
+  let key = `${w.watched} ${group.request} ${group.disputed} ${s.durability} ${s.numberSyncStandbys} ${s.strictFencing}`;
+  key += [group.sync, group.inForce, ...group.pending].map(setText).join("|");
+  for (const { timeline, forkLsn } of group.history) key += ` ${timeline}@${forkLsn}`;
+  for (const n of w.nodes) {
+    const { row } = n;
+    if (!row) continue;
+    key += `${n.id} ${row.age > 0 ? healthOf(w, n) : ""} ${row.reported} ${row.goal} ${+row.pgRunning}${row.startFailures}${row.age}${row.stalled}${row.promised}${row.goalAge}${row.notSentTo.join("")}${+row.passedOver}${+row.inRecovery}${+row.streaming}${+row.quorum} ${row.timeline} ${row.lsn} ${row.priority} ${row.promotion?.timeline} ${row.promotion?.forkLsn};`;
   }
-  for (const n of w.nodes) if (n.row && !n.row.pgRunning) n.row.considered = true;
-  renumber(w);
+  return key;
 }
 
-const NOT_REMOVED: readonly NodeState[] = [
+function decisionFor(w: World, laws: Laws): GroupDecision | undefined {
+  let known = decided.get(laws);
+  if (known === undefined || known.size > CACHE_MAX) {
+    known = new Map();
+    decided.set(laws, known);
+  }
+  const key = keyOfView(w);
+  const decision = known.get(key);
+  if (decision !== undefined || known.has(key)) return decision;
+  const fresh = laws.decideGroup(viewOf(w));
+  known.set(key, fresh);
+  return fresh;
+}
+
+/** The group's history goes on with the timeline of the node that opens for writes. */
+function writeTimeline(w: World, n: Node, laws: Laws): void {
+  const { row } = n;
+  const next = row && laws.nextTimeline(row, w.group);
+  if (next) w.group.history = [...w.group.history, next];
+}
+
+const UNDECIDED: readonly NodeState[] = ["stop_replication", "draining", "demote_timeout"];
+
+function assign(w: World, n: Node, goal: NodeState, fetchFrom: number, laws: Laws): void {
+  const { row } = n;
+  if (!row) return;
+  const from = row.goal;
+  row.goal = goal;
+  row.goalVersion += 1;
+  row.goalAge = 0;
+  row.fetchFrom = fetchFrom;
+  if (goal === "catchingup" || goal === "wait_primary") row.passedOver = false;
+  if (goal === "prepare_promotion" && laws.isAsynchronous(viewOf(w))) w.lossy = true;
+  if (from === "stop_replication" && canTakeWrites(goal)) {
+    open(w, n);
+    writeTimeline(w, n, laws);
+  }
+  if (UNDECIDED.includes(from) && canTakeWrites(goal)) w.group.request = undefined;
+}
+
+/** Writes open on a promoted node: nobody else may be open who was heard of just now. */
+function open(w: World, n: Node): void {
+  for (const other of w.nodes) {
+    if (other === n || !other.row || other.row.age >= 2 || !isWritable(other)) continue;
+    throw new Violation(
+      `S2: node ${n.id} opens for writes beside node ${other.id}, which still is`,
+    );
+  }
+  if (w.lossy) {
+    let same = 0;
+    while (same < w.acked.length && w.acked[same] === n.pg.wal[same]) same += 1;
+    w.acked = w.acked.slice(0, same);
+  }
+  w.lossy = false;
+}
+
+/** What `decideAndWrite` does in one transaction. */
+export function decideAll(w: World, { laws, seen }: Context): void {
+  const { group } = w;
+  const most = 8 + 4 * w.nodes.length;
+  const ahead = laws.primaryAhead(viewOf(w));
+  if (ahead) writeTimeline(w, nodeOf(w, ahead.nodeId), laws);
+  for (let count = 0; ; count += 1) {
+    const decision = decisionFor(w, laws);
+    if (decision === undefined) break;
+    const { rule, selfId, goals, sync, fetchFrom = 0 } = decision;
+    if (count === most) throw new Violation(`S4: the rules don't settle: ${rule.id}`);
+    seen.rules.add(rule.id);
+    if (sync) {
+      group.pending = laws.pendingAfter(group, sync);
+      group.sync = sync;
+    }
+    for (const [id, goal] of goals) assign(w, nodeOf(w, id), goal, fetchFrom, laws);
+    const self = nodeOf(w, selfId);
+    if (rule.passOver && self.row) self.row.passedOver = true;
+    if (rule.forget) self.row = undefined;
+  }
+  const view = viewOf(w);
+  if (!group.disputed) group.disputed = laws.isDisputed(view);
+  for (const { row } of w.nodes) if (row && !row.pgRunning) row.considered = true;
+}
+
+// ---------------------------------------------------------------- operators
+
+export function register(w: World, n: Node): void {
+  n.known = true;
+  n.row = {
+    reported: "init",
+    goal: "init",
+    goalVersion: 1,
+    pgRunning: false,
+    startFailures: 0,
+    timeline: 0,
+    lsn: 0,
+    inRecovery: false,
+    streaming: false,
+    notSentTo: [],
+    promotion: undefined,
+    age: 0,
+    stalled: 0,
+    promised: -1,
+    goalAge: 0,
+    passedOver: false,
+    fetchFrom: 0,
+    considered: false,
+    priority: 50,
+    quorum: true,
+  };
+  const { group } = w;
+  const quorum = w.nodes.filter(({ row }) => row?.quorum).length;
+  if (quorum === 3 && group.settings.numberSyncStandbys === 0) {
+    group.settings = { ...group.settings, numberSyncStandbys: 1 };
+  }
+}
+
+const goalsOf = (w: World): { id: number; goal: NodeState }[] =>
+  w.nodes.flatMap(({ id, row }) => (row ? [{ id, goal: row.goal }] : []));
+
+const IN_CHARGE: readonly NodeState[] = [
   "single",
   "wait_primary",
   "primary",
+  "apply_settings",
   "draining",
   "demote_timeout",
   "stop_replication",
   "prepare_promotion",
+  "fast_forward",
 ];
 
-/** Whether `remove_node` takes this node; it refuses a primary that has company. */
-export function canDrop(w: World, n: Node): boolean {
+/** Whether `remove_node` takes this node. */
+export function canDrop(w: World, n: Node, force: boolean): boolean {
   if (!n.row || n.row.goal === "dropped") return false;
-  const other = otherOf(w, n.id)?.row;
-  if (other === undefined) return w.nodes.length === 1; // else its data would be gone, as was asked for
-  return !NOT_REMOVED.includes(n.row.goal) || other.goal === "dropped";
+  const company = goalsOf(w).some(({ id, goal }) => id !== n.id && goal !== "dropped");
+  if (IN_CHARGE.includes(n.row.goal)) return !company && !force && w.nodes.length === 1;
+  return force || !["report_lsn", "join_secondary"].includes(n.row.goal);
 }
+
+/** Whether `request_failover` takes this request; 0: to whoever is elected. */
+export function canRequest(w: World, target: number): boolean {
+  const goals = goalsOf(w);
+  if (target > 0) {
+    const goal = nodeOf(w, target).row?.goal;
+    if (goal === undefined || canTakeWrites(goal)) return false;
+  }
+  const promoted: NodeState[] = ["prepare_promotion", "stop_replication", "fast_forward"];
+  const standbys: NodeState[] = ["secondary", "catchingup", "report_lsn", "join_secondary"];
+  return (
+    goals.some(({ goal }) => standbys.includes(goal)) &&
+    !goals.some(({ goal }) => promoted.includes(goal))
+  );
+}
+
+/** What is lost by `set_formation`: nothing but the old value. */
+export function setSettings(w: World, change: Partial<World["group"]["settings"]>): void {
+  w.group.settings = { ...w.group.settings, ...change };
+}
+
+export const rowOf = (n: Node): Row | undefined => n.row;

@@ -139,6 +139,7 @@ const ANSWER = {
   goalVersion: 3,
   decidedReport: "8589934593",
   dbname: "postgres",
+  fetchFrom: null,
   sync: { version: 2, primaryId: 1, members: ["7"], number: 1 },
   policy: {
     heartbeatMs: 1000,
@@ -147,6 +148,7 @@ const ANSWER = {
     unreachablePrimaryTimeoutMs: 30_000,
     postgresTimeoutMs: 2000,
     caughtUpBytes: "16777216",
+    fastForwardTimeoutMs: 30_000,
   },
   nodes: [
     {
@@ -170,6 +172,8 @@ describe("what crosses a process", () => {
       decidedReport: 8_589_934_593n,
     });
     expect(answer.nodes[0]?.lsn).toBe(83_886_080n);
+    expect(answer.fetchFrom).toBeUndefined();
+    expect(parseAnswer({ ...ANSWER, fetchFrom: "3" }).fetchFrom).toBe(3);
     const large = "18446744073709551615";
     expect(parseAnswer({ ...ANSWER, decidedReport: large }).decidedReport).toBe(BigInt(large));
   });
@@ -177,6 +181,7 @@ describe("what crosses a process", () => {
   test.each([
     ["an unknown state", { ...ANSWER, goal: "elected" }, "goal"],
     ["a missing field", { ...ANSWER, sync: undefined }, "sync"],
+    ["not a word on whom to fetch from", { ...ANSWER, fetchFrom: undefined }, "fetchFrom"],
     ["a field too many", { ...ANSWER, more: 1 }, "more"],
     ["an id that isn't whole", { ...ANSWER, nodeId: "1.5" }, "nodeId"],
     [
@@ -190,44 +195,118 @@ describe("what crosses a process", () => {
     expect(() => parseAnswer(value)).toThrow(`the monitor's answer: ${path}: `);
   });
 
-  test("a group's row: health is a word, an absent set undefined", () => {
-    const node = {
-      nodeId: 1,
-      name: "a",
-      host: "h",
-      port: 1,
-      reported: "init",
-      goal: "init",
-      pgRunning: false,
-      startFailures: 0,
-      reportAgeMs: "1.5",
-      health: -1,
-      healthAgeMs: 0,
-      timeline: 0,
-      lsn: "0",
-      streaming: false,
-      stalledMs: 0,
-      candidatePriority: 50,
-      replicationQuorum: true,
-      syncInForce: null,
-      reportNo: "0",
-      decidedReport: "0",
-    };
-    const row = {
-      formation: "f",
-      groupId: 0,
-      clockMs: "1.5",
-      sync: ANSWER.sync,
-      policy: ANSWER.policy,
-      nodes: [node],
-    };
+  const node = {
+    nodeId: 1,
+    name: "a",
+    host: "h",
+    port: 1,
+    reported: "init",
+    goal: "init",
+    pgRunning: false,
+    startFailures: 0,
+    reportAgeMs: "1.5",
+    health: -1,
+    healthAgeMs: 0,
+    timeline: 0,
+    lsn: "0",
+    inRecovery: false,
+    streaming: false,
+    stalledMs: 0,
+    notSentToMs: 0,
+    promisedMs: null,
+    goalAgeMs: "12.25",
+    passedOver: false,
+    fetchFrom: null,
+    promotion: null,
+    candidatePriority: 50,
+    replicationQuorum: true,
+    reportNo: "0",
+    decidedReport: "0",
+  };
+  const row = {
+    formation: "f",
+    groupId: 0,
+    clockMs: "1.5",
+    sync: ANSWER.sync,
+    pending: [],
+    inForce: null,
+    policy: ANSWER.policy,
+    settings: {
+      durability: "availability",
+      numberSyncStandbys: 1,
+      strictFencing: false,
+      maximumLagBytes: "18446744073709551615",
+    },
+    request: null,
+    disputed: false,
+    blocked: null,
+    history: [],
+    nodes: [node],
+  };
+
+  test("a group's row: health is a word, what is NULL is undefined", () => {
     const healthOf = (health: number) =>
       parseGroupRow({ ...row, nodes: [{ ...node, health }] }).nodes[0]?.health;
     expect([1, 0, -1].map(healthOf)).toEqual(["good", "bad", "unknown"]);
-    expect(parseGroupRow(row).nodes[0]).toMatchObject({
-      syncInForce: undefined,
+    const parsed = parseGroupRow(row);
+    expect(parsed).toMatchObject({ inForce: undefined, request: undefined, blocked: undefined });
+    expect(parsed.settings.maximumLagBytes).toBe(18_446_744_073_709_551_615n);
+    expect(parsed.nodes[0]).toMatchObject({
+      promisedMs: undefined,
+      fetchFrom: undefined,
+      promotion: undefined,
+      goalAgeMs: 12.25,
       reportAgeMs: 1.5,
       lsn: 0n,
     });
+  });
+
+  test("a group's row: sets, timelines, a promise and a request, with exact bytes", () => {
+    const set = { version: "3", primaryId: "1", members: ["2", "3"], number: 1 };
+    const parsed = parseGroupRow({
+      ...row,
+      pending: [set],
+      inForce: set,
+      request: { target: null, allowDataLoss: true },
+      history: [{ timeline: 2, parent: 1, forkLsn: "9007199254740993" }],
+      nodes: [
+        {
+          ...node,
+          promisedMs: "7.5",
+          notSentToMs: "2.5",
+          fetchFrom: "2",
+          promotion: { timeline: 2, forkLsn: "83886080" },
+        },
+      ],
+    });
+    const expected = { version: 3, primaryId: 1, members: [2, 3], number: 1 };
+    expect(parsed.pending).toEqual([expected]);
+    expect(parsed.inForce).toEqual(expected);
+    expect(parsed.request).toEqual({ target: undefined, allowDataLoss: true });
+    expect(parsed.history).toEqual([{ timeline: 2, parent: 1, forkLsn: 9_007_199_254_740_993n }]);
+    expect(parsed.nodes[0]).toMatchObject({
+      promisedMs: 7.5,
+      notSentToMs: 2.5,
+      fetchFrom: 2,
+      promotion: { timeline: 2, forkLsn: 83_886_080n },
+    });
+  });
+
+  test.each([
+    [
+      "an unknown durability",
+      { settings: { ...row.settings, durability: "some" } },
+      "settings.durability",
+    ],
+    ["a missing set", { inForce: undefined }, "inForce"],
+    ["half a timeline", { history: [{ timeline: 1, parent: 0 }] }, "history.0.forkLsn"],
+    ["a request without the word about loss", { request: { target: 2 } }, "request.allowDataLoss"],
+    [
+      "a node without its promise",
+      { nodes: [{ ...node, promisedMs: undefined }] },
+      "nodes.0.promisedMs",
+    ],
+  ])("a group's row: %s is refused and named", (_, change, path) => {
+    expect(() => parseGroupRow({ ...row, ...change })).toThrow(`a group's row: ${path}: `);
   });
 });

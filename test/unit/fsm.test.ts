@@ -11,6 +11,7 @@ import {
   KEEPER_TRANSITIONS,
   type Match,
   NODE_STATES,
+  PROMISED,
   SELF_ASSIGNED,
   STATE_TRAITS,
   transitionFor,
@@ -31,7 +32,11 @@ function printed(): string {
       ...(rule.when.length > 0 ? [`when ${rule.when.join(" ")}`] : []),
       `=> ${Object.entries(rule.goals)
         .map(([who, goal]) => `${who} ${goal}`)
-        .concat(rule.sync ? [`sync ${rule.sync}`] : [], rule.forget ? ["forget"] : [])
+        .concat(
+          rule.sync ? ["sync"] : [],
+          rule.forget ? ["forget"] : [],
+          rule.passOver ? ["passOver"] : [],
+        )
         .join(", ")}`,
       `# ${rule.why}`,
     ].join("; "),
@@ -62,7 +67,7 @@ test("every fact is read by some rule, and every rule reads only facts there are
 });
 
 test("no rule reads a primary's fact without naming a primary, or gives one a goal", () => {
-  const needsPrimary = /^!?(primary|sameTimeline|caughtUp|selfInSync)/;
+  const needsPrimary = /^!?(primary|sameTimeline|caughtUp|selfSafe)/;
   const wrong = GROUP_RULES.filter(
     ({ primary, when, goals }) =>
       primary === undefined && (goals.primary || when.some((fact) => needsPrimary.test(fact))),
@@ -87,6 +92,18 @@ test("transitionFor: no row to where a node is already, nor back from dropped", 
   }
 });
 
+test("PROMISED: standbys that receive nothing from a primary, in no state that follows one", () => {
+  for (const state of PROMISED) expect(STATE_TRAITS[state].role).toBe("standby");
+  expect(PROMISED).not.toContain("catchingup");
+  expect(PROMISED).not.toContain("secondary");
+});
+
+test("a fence closes each state that others can end: all that take writes, but single", () => {
+  expect(SELF_ASSIGNED.map(([from]) => from).toSorted()).toEqual(
+    NODE_STATES.filter((state) => canTakeWrites(state) && state !== "single").toSorted(),
+  );
+});
+
 test("no way leads from a standby to writes but through stop_replication, on a new timeline", () => {
   const standby = (state: (typeof NODE_STATES)[number]) => STATE_TRAITS[state].role === "standby";
   const shortcuts = KEEPER_TRANSITIONS.filter(([from, to]) => standby(from) && canTakeWrites(to));
@@ -106,6 +123,14 @@ test("states that take writes run a primary; a stopped state has no role", () =>
     "primary",
     "apply_settings",
   ]);
+});
+
+test("decide: a row that takes part in a change of the set holds without a new goal", () => {
+  const when = ["setDiffers"] as const;
+  const rules = [{ id: "A", self: [], when, goals: {}, why: "a new set" }];
+  const self = { nodeId: 1, reported: "primary", goal: "primary" } as const;
+  expect(decide([{ self, primary: undefined, facts: new Set(when) }], rules)?.goals.size).toBe(0);
+  expect(decide([{ self, primary: undefined, facts: new Set() }], rules)).toBeUndefined();
 });
 
 test("decide: the row further up wins, and a row that would change nothing is passed over", () => {

@@ -10,15 +10,21 @@ create table pgautofailover.formation (
     dbname               text not null default 'postgres',
     opt_secondary        boolean not null default true,
     number_sync_standbys int not null default 0 check (number_sync_standbys >= 0),
+    -- protection: commits wait rather than exist once; availability: while a standby is healthy; performance: never
+    durability           text not null default 'availability' check (durability in ('protection', 'availability', 'performance')),
+    strict_fencing       boolean not null default false,
+    maximum_lag_on_failover bigint not null default 16777216 check (maximum_lag_on_failover >= 0),
     heartbeat_ms                    int not null default 1000 check (heartbeat_ms between 100 and 10000),
     network_partition_timeout_ms    int not null default 2500,
     node_timeout_ms                 int not null default 4000,
     unreachable_primary_timeout_ms  int not null default 30000,
-    postgres_timeout_ms             int not null default 2000,
-    caught_up_bytes                 bigint not null default 16777216,
+    postgres_timeout_ms             int not null default 2000 check (postgres_timeout_ms >= 500),
+    fast_forward_timeout_ms         int not null default 30000 check (fast_forward_timeout_ms >= 1000),
+    caught_up_bytes                 bigint not null default 16777216 check (caught_up_bytes >= 0),
     -- A fenced primary needs up to 1.2 s to stop: nobody may be judged dead before that is over.
     constraint fence_before_failover check (node_timeout_ms > network_partition_timeout_ms + 1200),
-    constraint fence_after_heartbeat check (network_partition_timeout_ms >= 2 * heartbeat_ms)
+    constraint fence_after_heartbeat check (network_partition_timeout_ms >= 2 * heartbeat_ms),
+    constraint unreachable_after_dead check (unreachable_primary_timeout_ms >= node_timeout_ms)
 );
 insert into pgautofailover.formation (formationid) values ('default');
 
@@ -30,7 +36,32 @@ create table pgautofailover."group" (
     syncprimary  bigint not null default 0,
     syncmembers  bigint[] not null default '{}',
     syncnumber   int not null default 0,
+    -- what it was told before that, and may have been in force since syncinforce was
+    syncpending  jsonb not null default '[]',
+    -- what it last reported to be in force; null: not known
+    syncinforce  jsonb,
+    -- what an operator has asked for, and when: {"target": node id or null, "allowDataLoss": boolean}
+    request      jsonb,
+    requesttime  timestamptz not null default clock_timestamp(),
+    -- a server left the history while the primary could not be asked: an operator must say which timeline holds
+    disputed     boolean not null default false,
+    -- why nobody can be promoted; null: nothing is in the way
+    blocked      text,
     primary key (formationid, groupid)
+);
+
+-- The timelines of each group, where each left its parent, and by whose promotion.
+create table pgautofailover.timeline_history (
+    formationid  text not null,
+    groupid      int not null,
+    timeline     int not null check (timeline > 0),
+    parent       int not null,
+    forklsn      pg_lsn not null,
+    nodeid       bigint not null,
+    nodename     text not null,
+    promotedat   timestamptz not null default clock_timestamp(),
+    primary key (formationid, groupid, timeline),
+    foreign key (formationid, groupid) references pgautofailover."group" on delete cascade
 );
 
 create table pgautofailover.node (
@@ -44,6 +75,7 @@ create table pgautofailover.node (
     identity           uuid not null unique,
     goalstate          text not null default 'init',
     goalversion        bigint not null default 1,
+    goaltime           timestamptz not null default clock_timestamp(),
     reportedstate      text not null default 'init',
     reportedpgisrunning boolean not null default false,
     reportedrepstate   text not null default '',
@@ -53,10 +85,20 @@ create table pgautofailover.node (
     reportedtli        int not null default 0,
     reportedlsn        pg_lsn not null default '0/0',
     walreporttime      timestamptz not null default clock_timestamp(),
+    inrecovery         boolean not null default false,
     streaming          boolean not null default false,
     stalledsince       timestamptz,
+    -- of a primary: the nodes to which it does not send, by its own word, and since when: {"node id": timestamptz}
+    notsentto          jsonb not null default '{}',
+    -- since when it receives nothing from the old primary, by its own durable promise
+    promisedsince      timestamptz,
+    -- it was elected and could not fetch the WAL that it lacked
+    passedover         boolean not null default false,
+    -- the node from which it is to fetch that WAL
+    fetchfrom          bigint,
+    -- its own last promotion, which need not have opened for writes: {"timeline": int, "forkLsn": pg_lsn}
+    promotion          jsonb,
     startfailures      int not null default 0,
-    syncinforce        jsonb,
     health             int not null default -1,
     healthchecktime    timestamptz not null default clock_timestamp(),
     statechangetime    timestamptz not null default clock_timestamp(),
@@ -67,6 +109,22 @@ create table pgautofailover.node (
     unique (nodehost, nodeport),
     foreign key (formationid, groupid) references pgautofailover."group"
 ) with (fillfactor = 25);
+
+-- Nodes that were here. One that comes back is told that it was removed, and stops; one that was never here may belong
+-- to a later state of this monitor, which has been restored from a backup: it is told only that it isn't known.
+create table pgautofailover.removed_node (
+    nodeid     bigint not null,
+    identity   uuid primary key,
+    removedat  timestamptz not null default clock_timestamp()
+);
+create function pgautofailover.remember_removed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into pgautofailover.removed_node (nodeid, identity) values (old.nodeid, old.identity) on conflict do nothing;
+    return null;
+end $$;
+create trigger remember_removed after delete on pgautofailover.node
+    for each row execute function pgautofailover.remember_removed();
 
 create table pgautofailover.event (
     eventid           bigint generated always as identity primary key,
@@ -118,7 +176,8 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
     select jsonb_build_object(
         'heartbeatMs', (f).heartbeat_ms, 'networkPartitionTimeoutMs', (f).network_partition_timeout_ms,
         'nodeTimeoutMs', (f).node_timeout_ms, 'unreachablePrimaryTimeoutMs', (f).unreachable_primary_timeout_ms,
-        'postgresTimeoutMs', (f).postgres_timeout_ms, 'caughtUpBytes', (f).caught_up_bytes::text);
+        'postgresTimeoutMs', (f).postgres_timeout_ms, 'caughtUpBytes', (f).caught_up_bytes::text,
+        'fastForwardTimeoutMs', (f).fast_forward_timeout_ms);
 $$;
 
 -- What a keeper needs to know after a report; everything is read at one moment.
@@ -127,7 +186,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select jsonb_build_object(
         'nodeId', n.nodeid, 'groupId', n.groupid, 'name', n.nodename,
         'goal', n.goalstate, 'goalVersion', n.goalversion, 'decidedReport', n.decidedreport::text,
-        'dbname', f.dbname,
+        'dbname', f.dbname, 'fetchFrom', n.fetchfrom,
         'sync', pgautofailover.assigned_set(g), 'policy', pgautofailover.policy(f),
         'nodes', (select coalesce(jsonb_agg(jsonb_build_object(
                 'nodeId', p.nodeid, 'name', p.nodename, 'host', p.nodehost, 'port', p.nodeport,
@@ -192,10 +251,6 @@ begin
         raise exception 'its system identifier % differs from that of node % ("%"), %',
             system_identifier, other.nodeid, other.nodename, other.sysidentifier using errcode = 'PA004';
     end if;
-    if (select count(*) from pgautofailover.node n
-        where n.formationid = formation_id and n.groupid = group_id and n.goalstate <> 'dropped') >= 2 then
-        raise exception 'group % of formation "%" has two nodes already', group_id, formation_id using errcode = 'PA005';
-    end if;
     if dbname is not null then
         if not exists (select from pgautofailover.node n where n.formationid = formation_id) then
             update pgautofailover.formation f set dbname = register_node.dbname where f.formationid = formation_id;
@@ -216,6 +271,11 @@ begin
     values (new_id, formation_id, group_id, coalesce(node_name, 'node_' || new_id), node_host, node_port,
         system_identifier, node_identity, candidate_priority, replication_quorum)
     returning * into node;
+    -- with a second standby there is a choice of how many commits wait for
+    update pgautofailover.formation f set number_sync_standbys = 1
+    where f.formationid = formation_id and f.number_sync_standbys = 0
+      and (select count(*) from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
+           and n.replicationquorum) = 3;
     perform pgautofailover.log_event(node, null, format('Registered node %s "%s" (%s:%s) in formation "%s", group %s',
         node.nodeid, node.nodename, node.nodehost, node.nodeport, node.formationid, node.groupid));
     perform pgautofailover.notify_state(node);
@@ -223,7 +283,8 @@ begin
     return pgautofailover.answer(node.nodeid);
 end $$;
 
--- One report. A report that changes nothing must not cost an fsync, nor wake anyone.
+-- One report. A report that changes nothing must not cost an fsync, nor wake anyone. What it doesn't know is kept:
+-- a timeline of 0, a position of 0/0, a missing key.
 create function pgautofailover.node_active(formation_id text, node_id bigint, report jsonb)
 returns jsonb language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -231,10 +292,25 @@ declare
     new pgautofailover.node;
     is_streaming boolean := (report->>'streaming')::boolean;
     sysid numeric := (report->>'systemIdentifier')::numeric;
+    new_sync boolean;
+    group_id int;
 begin
+    -- Whoever has been the primary tells what is, or was, in force there; a standby has nothing to say about it. The
+    -- group's row is written under the group's lock, taken before the node's row as by a decision: else the two could
+    -- wait for each other.
+    select g.groupid into group_id from pgautofailover."group" g join pgautofailover.node n using (formationid, groupid)
+    where n.nodeid = node_id and n.formationid = formation_id and report ? 'syncInForce' and g.syncprimary = node_id
+      and coalesce(g.syncinforce, 'null') <> report->'syncInForce';
+    new_sync := found;
+    if new_sync then
+        perform pgautofailover.lock_group(formation_id, group_id);
+    end if;
     select * into old from pgautofailover.node n where n.nodeid = node_id and n.formationid = formation_id for update;
     if not found or old.identity <> (report->>'identity')::uuid then
-        raise exception 'node % is not registered in formation "%"', node_id, formation_id using errcode = 'PA010';
+        if exists (select from pgautofailover.removed_node r where r.identity = (report->>'identity')::uuid) then
+            raise exception 'node % was removed from formation "%"', node_id, formation_id using errcode = 'PA010';
+        end if;
+        raise exception 'the monitor does not know node % of formation "%"', node_id, formation_id using errcode = 'PA012';
     end if;
     if (report->>'reportNo')::bigint <= old.reportno then
         raise exception 'a later report of node % has been recorded', node_id using errcode = 'PA011';
@@ -244,42 +320,69 @@ begin
         raise exception 'system identifier % of node % is not that of its group', sysid, node_id using errcode = 'PA004';
     end if;
 
-    if (old.reportedstate, old.reportedpgisrunning, old.streaming, old.startfailures,
-        old.reportedtli, old.reportedrepstate, coalesce(old.syncinforce, 'null'))
-       is not distinct from
-       (report->>'state', (report->>'pgIsRunning')::boolean, is_streaming, (report->>'startFailures')::int,
-        coalesce(nullif((report->>'timeline')::int, 0), old.reportedtli), report->>'syncState', report->'syncInForce')
-       and (sysid is null or sysid = old.sysidentifier) then
+    new := old;
+    new.reporttime := clock_timestamp();
+    new.reportno := (report->>'reportNo')::bigint;
+    -- a node that doesn't know its goal yet acts on an older one, and may be elsewhere by the time this arrives: a goal that
+    -- has come back meanwhile must not seem reached, nor a promise that was taken back seem given
+    if (report->>'goalVersion')::bigint >= old.goalversion then
+        new.reportedstate := report->>'state';
+    end if;
+    new.reportedpgisrunning := (report->>'pgIsRunning')::boolean;
+    new.reportedrepstate := report->>'syncState';
+    new.reportedtli := coalesce(nullif((report->>'timeline')::int, 0), old.reportedtli);
+    new.reportedlsn := coalesce(nullif((report->>'lsn')::pg_lsn, '0/0'), old.reportedlsn);
+    -- a server that has crashed since it gave its word still has all that it had then, and replays it again
+    if old.reportedstate in ('report_lsn', 'join_secondary', 'fast_forward')
+       and new.reportedstate in ('report_lsn', 'join_secondary', 'fast_forward') and new.reportedtli = old.reportedtli then
+        new.reportedlsn := greatest(old.reportedlsn, new.reportedlsn);
+    end if;
+    new.inrecovery := coalesce((report->>'inRecovery')::boolean, old.inrecovery);
+    new.streaming := is_streaming;
+    new.startfailures := (report->>'startFailures')::int;
+    new.promotion := case when report ? 'promotion' then nullif(report->'promotion', 'null') else old.promotion end;
+    new.notsentto := coalesce((
+        select jsonb_object_agg(n.nodeid, coalesce(old.notsentto->(n.nodeid::text), to_jsonb(new.reporttime)))
+        from pgautofailover.node n
+        where n.formationid = formation_id and n.groupid = old.groupid and n.nodeid <> node_id
+          and not report->'sendsTo' @> to_jsonb(n.nodeid)), '{}');
+    new.sysidentifier := coalesce(sysid, old.sysidentifier);
+
+    if not new_sync and (old.reportedstate, old.reportedpgisrunning, old.reportedrepstate, old.reportedtli, old.inrecovery,
+            old.streaming, old.startfailures, old.promotion, old.notsentto, old.sysidentifier)
+        is not distinct from (new.reportedstate, new.reportedpgisrunning, new.reportedrepstate, new.reportedtli, new.inrecovery,
+            new.streaming, new.startfailures, new.promotion, new.notsentto, new.sysidentifier) then
         set local synchronous_commit = off;
-        update pgautofailover.node n set
-            reporttime = clock_timestamp(), reportno = (report->>'reportNo')::bigint,
-            reportedlsn = coalesce(nullif((report->>'lsn')::pg_lsn, '0/0'), n.reportedlsn)
+        update pgautofailover.node n set reporttime = new.reporttime, reportno = new.reportno, reportedlsn = new.reportedlsn
         where n.nodeid = node_id;
         -- goals that wait for a position are decided with the heartbeat
-        if old.reportedstate <> old.goalstate or old.reportedstate in ('catchingup', 'wait_primary') then
+        if old.reportedstate <> old.goalstate or old.reportedstate in ('catchingup', 'wait_primary', 'fast_forward') then
             perform pg_notify('report', formation_id || '/' || old.groupid);
         end if;
         return pgautofailover.answer(node_id);
     end if;
 
+    if new_sync then
+        update pgautofailover."group" g set syncinforce = nullif(report->'syncInForce', 'null')
+        where g.formationid = formation_id and g.groupid = old.groupid and g.syncprimary = node_id;
+    end if;
+    if old.reportedstate <> new.reportedstate then
+        new.statechangetime := new.reporttime;
+    end if;
+    if (report->>'lsn')::pg_lsn <> '0/0' then
+        new.walreporttime := new.reporttime;
+    end if;
+    new.stalledsince := case when not is_streaming then coalesce(old.stalledsince, new.reporttime) end;
+    new.promisedsince := case when new.reportedstate in ('report_lsn', 'join_secondary', 'fast_forward',
+        'prepare_promotion', 'stop_replication') then coalesce(old.promisedsince, new.reporttime) end;
     update pgautofailover.node n set
-        reporttime = clock_timestamp(),
-        reportno = (report->>'reportNo')::bigint,
-        reportedstate = report->>'state',
-        statechangetime = case when n.reportedstate = report->>'state' then n.statechangetime else clock_timestamp() end,
-        reportedpgisrunning = (report->>'pgIsRunning')::boolean,
-        reportedrepstate = report->>'syncState',
-        -- 0 and 0/0 mean unknown: a stopped server has not lost its last position
-        reportedtli = coalesce(nullif((report->>'timeline')::int, 0), n.reportedtli),
-        reportedlsn = coalesce(nullif((report->>'lsn')::pg_lsn, '0/0'), n.reportedlsn),
-        walreporttime = case when (report->>'lsn')::pg_lsn <> '0/0' then clock_timestamp() else n.walreporttime end,
-        streaming = is_streaming,
-        stalledsince = case when is_streaming then null else coalesce(n.stalledsince, clock_timestamp()) end,
-        startfailures = (report->>'startFailures')::int,
-        syncinforce = nullif(report->'syncInForce', 'null'),
-        sysidentifier = coalesce(sysid, n.sysidentifier)
-    where n.nodeid = node_id
-    returning * into new;
+        reporttime = new.reporttime, reportno = new.reportno, reportedstate = new.reportedstate,
+        statechangetime = new.statechangetime, reportedpgisrunning = new.reportedpgisrunning,
+        reportedrepstate = new.reportedrepstate, reportedtli = new.reportedtli, reportedlsn = new.reportedlsn,
+        walreporttime = new.walreporttime, inrecovery = new.inrecovery, streaming = new.streaming,
+        stalledsince = new.stalledsince, promisedsince = new.promisedsince, startfailures = new.startfailures,
+        promotion = new.promotion, notsentto = new.notsentto, sysidentifier = new.sysidentifier
+    where n.nodeid = node_id;
     if old.reportedstate <> new.reportedstate then
         perform pgautofailover.log_event(new, null, format('New state is reported by node %s "%s" (%s:%s): "%s"',
             new.nodeid, new.nodename, new.nodehost, new.nodeport, new.reportedstate));
@@ -308,12 +411,16 @@ begin
     if not found then
         return false;
     end if;
-    if node.goalstate in ('single', 'wait_primary', 'primary', 'draining', 'demote_timeout',
-                           'stop_replication', 'prepare_promotion')
+    if node.goalstate in ('single', 'wait_primary', 'primary', 'apply_settings', 'draining', 'demote_timeout',
+                           'stop_replication', 'prepare_promotion', 'fast_forward')
        and exists (select from pgautofailover.node n where n.formationid = node.formationid
                    and n.groupid = node.groupid and n.nodeid <> node_id and n.goalstate <> 'dropped') then
         raise exception 'node % ("%") is the primary, or about to be, and the group has another node', node.nodeid, node.nodename
             using errcode = 'PA020';
+    end if;
+    if not force and node.goalstate in ('report_lsn', 'join_secondary') then
+        raise exception 'node % ("%") takes part in the failover that is under way', node.nodeid, node.nodename
+            using errcode = 'PA021';
     end if;
     if force then
         perform pgautofailover.log_event(node, null, format('Removed node %s "%s" (%s:%s) without waiting for it',
@@ -321,12 +428,273 @@ begin
         delete from pgautofailover.node n where n.nodeid = node_id;
     elsif node.goalstate <> 'dropped' then
         update pgautofailover.node n set goalstate = 'dropped', goalversion = n.goalversion + 1,
-            statechangetime = clock_timestamp() where n.nodeid = node_id returning * into node;
+            goaltime = clock_timestamp(), statechangetime = clock_timestamp() where n.nodeid = node_id returning * into node;
         perform pgautofailover.log_event(node, null, format('Removing node %s "%s" (%s:%s)',
             node.nodeid, node.nodename, node.nodehost, node.nodeport));
     end if;
     perform pgautofailover.notify_state(node);
     perform pg_notify('report', node.formationid || '/' || node.groupid);
+    return true;
+end $$;
+
+-- A group as the rules see it, everything read at one moment. Ages are on this server's clock.
+create function pgautofailover.group_view(formation_id text default 'default', group_id int default 0)
+returns jsonb language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+    select jsonb_build_object(
+        'formation', g.formationid, 'groupId', g.groupid,
+        'clockMs', extract(epoch from now_.at) * 1000,
+        'sync', pgautofailover.assigned_set(g), 'pending', g.syncpending, 'inForce', g.syncinforce,
+        'policy', pgautofailover.policy(f),
+        'settings', jsonb_build_object('durability', f.durability, 'numberSyncStandbys', f.number_sync_standbys,
+            'strictFencing', f.strict_fencing, 'maximumLagBytes', f.maximum_lag_on_failover::text),
+        'request', case when g.requesttime > now_.at - interval '60 s' then g.request end,
+        'disputed', g.disputed, 'blocked', g.blocked,
+        'history', (select coalesce(jsonb_agg(jsonb_build_object('timeline', h.timeline, 'parent', h.parent,
+                'forkLsn', (h.forklsn - '0/0'::pg_lsn)::text) order by h.timeline), '[]')
+            from pgautofailover.timeline_history h where h.formationid = g.formationid and h.groupid = g.groupid),
+        'nodes', (select coalesce(jsonb_agg(jsonb_build_object(
+                'nodeId', n.nodeid, 'name', n.nodename, 'host', n.nodehost, 'port', n.nodeport,
+                'reported', n.reportedstate, 'goal', n.goalstate, 'pgRunning', n.reportedpgisrunning,
+                'startFailures', n.startfailures,
+                'reportAgeMs', greatest(0, extract(epoch from now_.at - n.reporttime) * 1000),
+                'health', n.health,
+                'healthAgeMs', greatest(0, extract(epoch from now_.at - n.healthchecktime) * 1000),
+                'timeline', n.reportedtli, 'lsn', (n.reportedlsn - '0/0'::pg_lsn)::text,
+                'inRecovery', n.inrecovery, 'streaming', n.streaming,
+                'stalledMs', coalesce(greatest(0, extract(epoch from now_.at - n.stalledsince) * 1000), 0),
+                'notSentToMs', coalesce((select greatest(0, extract(epoch from
+                    now_.at - (p.notsentto->>(n.nodeid::text))::timestamptz) * 1000)
+                    from pgautofailover.node p where p.nodeid = g.syncprimary), 0),
+                'promisedMs', case when n.promisedsince is not null then
+                    greatest(0, extract(epoch from now_.at - n.promisedsince) * 1000) end,
+                'goalAgeMs', greatest(0, extract(epoch from now_.at - n.goaltime) * 1000),
+                'passedOver', n.passedover, 'fetchFrom', n.fetchfrom,
+                'promotion', case when n.promotion is not null then jsonb_build_object('timeline', n.promotion->'timeline',
+                    'forkLsn', ((n.promotion->>'forkLsn')::pg_lsn - '0/0'::pg_lsn)::text) end,
+                'candidatePriority', n.candidatepriority, 'replicationQuorum', n.replicationquorum,
+                'reportNo', n.reportno::text, 'decidedReport', n.decidedreport::text)
+                order by n.nodeid), '[]')
+            from pgautofailover.node n where n.formationid = g.formationid and n.groupid = g.groupid))
+    from pgautofailover."group" g join pgautofailover.formation f using (formationid),
+        (select clock_timestamp() as at) now_
+    where g.formationid = formation_id and g.groupid = group_id;
+$$;
+
+-- The node that an operator names.
+create function pgautofailover.node_named(formation_id text, node_name text) returns pgautofailover.node
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node;
+begin
+    select * into node from pgautofailover.node n where n.formationid = formation_id and n.nodename = node_name;
+    if not found then
+        raise exception 'formation "%" has no node "%"', formation_id, node_name using errcode = 'PA008';
+    end if;
+    return node;
+end $$;
+
+-- Asks for a failover; the monitor's process carries it out as soon as a standby can take over.
+create function pgautofailover.request_failover(formation_id text, group_id int, target bigint, allow_data_loss boolean)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node;
+begin
+    if not exists (select from pgautofailover."group" g where g.formationid = formation_id and g.groupid = group_id) then
+        raise exception 'formation "%" has no group %', formation_id, group_id using errcode = 'PA001';
+    end if;
+    perform pgautofailover.lock_group(formation_id, group_id);
+    if (select count(*) from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
+        and n.goalstate in ('secondary', 'catchingup', 'report_lsn', 'join_secondary')) = 0 then
+        raise exception 'group % of formation "%" has no standby that could take over', group_id, formation_id using errcode = 'PA030';
+    end if;
+    select * into node from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
+        and n.goalstate in ('prepare_promotion', 'stop_replication', 'fast_forward') limit 1;
+    -- with --allow-data-loss another one may take its place: it may be gone with what nobody else has
+    if found and not allow_data_loss then
+        raise exception 'node % ("%") is being promoted already', node.nodeid, node.nodename using errcode = 'PA031';
+    end if;
+    select * into node from pgautofailover.node n where n.nodeid = target;
+    if found and node.goalstate in ('single', 'wait_primary', 'primary', 'apply_settings') then
+        raise exception 'node % ("%") is the primary', node.nodeid, node.nodename using errcode = 'PA032';
+    end if;
+    if found and node.goalstate not in ('secondary', 'catchingup', 'report_lsn', 'join_secondary') then
+        raise exception 'node % ("%") is no standby that could take over: its goal is "%"', node.nodeid, node.nodename,
+            node.goalstate using errcode = 'PA030';
+    end if;
+    update pgautofailover."group" g set requesttime = clock_timestamp(),
+        request = jsonb_build_object('target', target, 'allowDataLoss', allow_data_loss)
+    where g.formationid = formation_id and g.groupid = group_id;
+    select * into node from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
+        and (n.nodeid = target or target is null) order by n.nodeid limit 1;
+    perform pgautofailover.log_event(node, null, format('A failover of group %s was asked for%s%s', group_id,
+        case when target is not null then format(', to node %s "%s"', node.nodeid, node.nodename) else '' end,
+        case when allow_data_loss then ', and may lose commits' else '' end));
+    perform pg_notify('report', formation_id || '/' || group_id);
+    return true;
+end $$;
+
+create function pgautofailover.perform_failover(formation_id text default 'default', group_id int default 0,
+    allow_data_loss boolean default false)
+returns boolean language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select pgautofailover.request_failover(formation_id, group_id, null, allow_data_loss);
+$$;
+
+create function pgautofailover.perform_promotion(formation_id text, node_name text, allow_data_loss boolean default false)
+returns boolean language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select pgautofailover.request_failover(formation_id, n.groupid, n.nodeid, allow_data_loss)
+    from pgautofailover.node_named(formation_id, node_name) n;
+$$;
+
+create function pgautofailover.set_node_candidate_priority(formation_id text, node_name text, candidate_priority int)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node := pgautofailover.node_named(formation_id, node_name);
+begin
+    if coalesce(candidate_priority not between 0 and 100, true) then
+        raise exception 'a candidate priority is a number from 0 to 100, not %', candidate_priority using errcode = 'PA009';
+    end if;
+    perform pgautofailover.lock_group(formation_id, node.groupid);
+    update pgautofailover.node n set candidatepriority = candidate_priority where n.nodeid = node.nodeid returning * into node;
+    perform pgautofailover.log_event(node, null, format('Candidate priority of node %s "%s" is %s now',
+        node.nodeid, node.nodename, candidate_priority));
+    perform pg_notify('report', formation_id || '/' || node.groupid);
+    return true;
+end $$;
+
+create function pgautofailover.set_node_replication_quorum(formation_id text, node_name text, replication_quorum boolean)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node := pgautofailover.node_named(formation_id, node_name);
+begin
+    perform pgautofailover.lock_group(formation_id, node.groupid);
+    update pgautofailover.node n set replicationquorum = replication_quorum where n.nodeid = node.nodeid returning * into node;
+    perform pgautofailover.log_event(node, null, format('Replication quorum of node %s "%s" is %s now',
+        node.nodeid, node.nodename, replication_quorum::text));
+    perform pg_notify('report', formation_id || '/' || node.groupid);
+    return true;
+end $$;
+
+-- Sets one setting of a formation; the table's constraints refuse values, and combinations, that would break a promise.
+create function pgautofailover.set_formation(formation_id text, setting text, value text)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    one record;
+    broken text;
+begin
+    if coalesce(setting <> all ('{number_sync_standbys,durability,strict_fencing,maximum_lag_on_failover,heartbeat_ms,
+            network_partition_timeout_ms,node_timeout_ms,unreachable_primary_timeout_ms,postgres_timeout_ms,
+            fast_forward_timeout_ms,caught_up_bytes}'::text[]), true) then
+        raise exception 'a formation has no setting "%"', setting using errcode = 'PA009';
+    end if;
+    for one in select g.groupid from pgautofailover."group" g where g.formationid = formation_id order by 1 loop
+        perform pgautofailover.lock_group(formation_id, one.groupid);
+    end loop;
+    begin
+        execute format('update pgautofailover.formation f set %I = %L where f.formationid = $1 returning 1', setting, value)
+            into strict one using formation_id;
+    exception
+        when no_data_found then
+            raise exception 'formation "%" does not exist', formation_id using errcode = 'PA001';
+        when check_violation then
+            get stacked diagnostics broken = constraint_name;
+            raise exception '% can''t be % here: %', setting, value, case broken
+                when 'fence_before_failover' then 'node_timeout_ms must be more than network_partition_timeout_ms + 1200,'
+                    ' which a fenced primary may need to stop, or two nodes could take writes'
+                when 'fence_after_heartbeat' then 'network_partition_timeout_ms must be at least twice heartbeat_ms,'
+                    ' or one late report would stop a primary'
+                when 'unreachable_after_dead' then 'unreachable_primary_timeout_ms must not be less than node_timeout_ms'
+                when 'formation_durability_check' then 'it is protection, availability or performance'
+                when 'formation_heartbeat_ms_check' then 'it is a number from 100 to 10000'
+                when 'formation_postgres_timeout_ms_check' then 'it is 500 or more'
+                when 'formation_fast_forward_timeout_ms_check' then 'it is 1000 or more'
+                else 'it is 0 or more' end using errcode = 'PA009';
+        when invalid_text_representation or numeric_value_out_of_range or not_null_violation then
+            raise exception '% can''t be "%": %', setting, value, sqlerrm using errcode = 'PA009';
+    end;
+    for one in select distinct on (n.groupid) n as node from pgautofailover.node n where n.formationid = formation_id
+            order by n.groupid, n.nodeid loop
+        perform pgautofailover.log_event(one.node, null, format('Setting %s of formation "%s" is "%s" now', setting, formation_id, value));
+        perform pgautofailover.notify_state(one.node);
+        perform pg_notify('report', formation_id || '/' || (one.node).groupid);
+    end loop;
+    return true;
+end $$;
+
+create function pgautofailover.set_formation_number_sync_standbys(formation_id text, number_sync_standbys int)
+returns boolean language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select pgautofailover.set_formation(formation_id, 'number_sync_standbys', number_sync_standbys::text);
+$$;
+
+-- An operator's word on which timeline is the group's, where the monitor can't know: the one that this node is on. The
+-- history ends with it then, and the group goes on with this node.
+create function pgautofailover.accept_timeline(formation_id text, group_id int, node_name text)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node := pgautofailover.node_named(formation_id, node_name);
+    known pgautofailover.timeline_history;
+    parent pgautofailover.timeline_history;
+    last_timeline int;
+    fork pg_lsn;
+    silence interval;
+begin
+    if node.groupid <> group_id then
+        raise exception 'node % ("%") belongs to group %, not %', node.nodeid, node.nodename, node.groupid, group_id
+            using errcode = 'PA008';
+    end if;
+    perform pgautofailover.lock_group(formation_id, group_id);
+    select * into strict node from pgautofailover.node n where n.nodeid = node.nodeid;
+    select max(h.timeline) into last_timeline from pgautofailover.timeline_history h
+    where h.formationid = formation_id and h.groupid = group_id;
+    -- a history has a clear end when whoever takes writes, or if nobody does, any node at all, is on it
+    if not (select g.disputed from pgautofailover."group" g where g.formationid = formation_id and g.groupid = group_id)
+       and (last_timeline is null or exists (
+            select from pgautofailover.node n
+            where n.formationid = formation_id and n.groupid = group_id and n.reportedtli = last_timeline
+              and (n.goalstate in ('single', 'wait_primary', 'primary', 'apply_settings') or not exists (
+                    select from pgautofailover.node p where p.formationid = formation_id and p.groupid = group_id
+                      and p.goalstate in ('single', 'wait_primary', 'primary', 'apply_settings'))))) then
+        raise exception 'nothing is disputed in group % of formation "%"%', group_id, formation_id,
+            coalesce(format(': it is on timeline %s', last_timeline), '') using errcode = 'PA033';
+    end if;
+    silence := clock_timestamp() - node.reporttime;
+    if silence >= (select f.node_timeout_ms from pgautofailover.formation f where f.formationid = formation_id) * interval '1 ms' then
+        raise exception 'node % ("%") has not reported for % s', node.nodeid, node.nodename,
+            round(extract(epoch from silence)) using errcode = 'PA033';
+    end if;
+    if not node.reportedpgisrunning or node.reportedtli = 0 or node.goalstate = 'dropped' then
+        raise exception 'node % ("%") has no PostgreSQL that runs', node.nodeid, node.nodename using errcode = 'PA033';
+    end if;
+    select * into known from pgautofailover.timeline_history h
+    where h.formationid = formation_id and h.groupid = group_id and h.timeline = node.reportedtli;
+    if found and known.nodeid <> node.nodeid and not node.inrecovery
+       and node.goalstate not in ('single', 'wait_primary', 'primary', 'apply_settings') then
+        raise exception 'node % ("%") takes writes on timeline %, which the group has from node % ("%"): restart it as a standby and promote it, so that its timeline has a number of its own',
+            node.nodeid, node.nodename, known.timeline, known.nodeid, known.nodename using errcode = 'PA033';
+    end if;
+
+    delete from pgautofailover.timeline_history h
+    where h.formationid = formation_id and h.groupid = group_id and h.timeline > node.reportedtli;
+    if node.promotion is not null and (node.promotion->>'timeline')::int = node.reportedtli then
+        fork := (node.promotion->>'forkLsn')::pg_lsn;
+    end if;
+    select * into parent from pgautofailover.timeline_history h
+    where h.formationid = formation_id and h.groupid = group_id and h.timeline < node.reportedtli
+      and (fork is null or h.forklsn <= fork) order by h.timeline desc limit 1;
+    -- where it left its parent isn't known: then nothing that others have on that one counts as part of it
+    insert into pgautofailover.timeline_history (formationid, groupid, timeline, parent, forklsn, nodeid, nodename)
+    values (formation_id, group_id, node.reportedtli, coalesce(parent.timeline, 0), coalesce(fork, parent.forklsn, '0/0'),
+        node.nodeid, node.nodename)
+    on conflict on constraint timeline_history_pkey do update set nodeid = excluded.nodeid, nodename = excluded.nodename;
+    update pgautofailover."group" g set disputed = false where g.formationid = formation_id and g.groupid = group_id;
+    -- another one than the primary that is known: it takes over, and what only others have is given up
+    if node.goalstate in ('secondary', 'catchingup', 'report_lsn', 'join_secondary') then
+        update pgautofailover."group" g set requesttime = clock_timestamp(),
+            request = jsonb_build_object('target', node.nodeid, 'allowDataLoss', true)
+        where g.formationid = formation_id and g.groupid = group_id;
+    end if;
+    perform pgautofailover.log_event(node, null, format('Timeline %s of node %s "%s" was accepted as that of group %s',
+        node.reportedtli, node.nodeid, node.nodename, group_id));
+    perform pg_notify('report', formation_id || '/' || group_id);
     return true;
 end $$;
 
@@ -359,5 +727,8 @@ $$;
 
 revoke execute on all functions in schema pgautofailover from public;
 grant execute on function pgautofailover.register_node, pgautofailover.node_active, pgautofailover.remove_node,
-    pgautofailover.current_state, pgautofailover.last_events, pgautofailover.synchronous_standby_names to autoctl_node;
+    pgautofailover.current_state, pgautofailover.last_events, pgautofailover.synchronous_standby_names,
+    pgautofailover.group_view, pgautofailover.perform_failover, pgautofailover.perform_promotion,
+    pgautofailover.set_node_candidate_priority, pgautofailover.set_node_replication_quorum, pgautofailover.set_formation,
+    pgautofailover.set_formation_number_sync_standbys, pgautofailover.accept_timeline to autoctl_node;
 grant select on all tables in schema pgautofailover to autoctl_node;

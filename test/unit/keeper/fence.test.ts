@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { DEFAULT_POLICY, FENCE_STOP_MS } from "../../../lib/group/view.ts";
-import { fenceAtMs } from "../../../lib/keeper/fence.ts";
+import { couldBeReplaced, fenceAtMs } from "../../../lib/keeper/fence.ts";
 
 const input = {
   lastContactMs: 10_000,
@@ -18,6 +18,15 @@ test("the fence counts from whoever was heard of last", () => {
 
 test("who can't be replaced is never fenced", () => {
   expect(fenceAtMs({ ...input, couldBeReplaced: false })).toBeUndefined();
+});
+
+test("couldBeReplaced: a primary with standbys, or with names of some in its settings", () => {
+  for (const state of ["primary", "apply_settings"] as const)
+    expect(couldBeReplaced(state, 0)).toBe(true);
+  expect(couldBeReplaced("wait_primary", 1)).toBe(true);
+  expect(couldBeReplaced("wait_primary", 0)).toBe(false);
+  expect(couldBeReplaced("single", 0)).toBe(false);
+  expect(couldBeReplaced("secondary", 2)).toBe(false);
 });
 
 test("news never brings the fence nearer", () => {

@@ -1,5 +1,6 @@
 /** report: what the monitor is told, and which notifications are worth a look. */
 import { expect, test } from "bun:test";
+import { type NodeState, PROMISED } from "../../../lib/fsm.ts";
 import { countsAsRunning, isNews, reportOf, sentenceOf } from "../../../lib/keeper/report.ts";
 import { newState } from "../../../lib/keeper/state_file.ts";
 import type { Observation } from "../../../lib/pg/local.ts";
@@ -48,12 +49,51 @@ test("reportOf: numbers grow over restarts of the keeper", () => {
 });
 
 test("reportOf: the set in force is a primary's to tell, a fenced one's too, and nobody else's", () => {
-  const told = (name: "primary" | "demote_timeout" | "demoted" | "secondary") =>
-    reportOf({ ...input, state: { ...state, state: name } }).syncInForce;
-  expect(told("primary")).toEqual(set);
-  expect(told("demote_timeout")).toEqual(set);
-  expect(told("demoted")).toBeNull();
-  expect(told("secondary")).toBeNull();
+  const told = (name: NodeState, syncInForce: typeof set | null = set) =>
+    reportOf({ ...input, state: { ...state, state: name }, syncInForce });
+  expect(told("primary").syncInForce).toEqual(set);
+  expect(told("demote_timeout").syncInForce).toEqual(set);
+  expect(told("primary", null).syncInForce).toBeNull();
+  expect(told("demoted")).not.toContainKey("syncInForce");
+  expect(told("secondary")).not.toContainKey("syncInForce");
+});
+
+test("reportOf: who takes part in an election says what it can replay, anybody else what it may have at most", () => {
+  const standing = { ...seen, inRecovery: true, replayLsn: 130n };
+  const lsnIn = (name: NodeState, looked: Observation | undefined = standing) =>
+    reportOf({ ...input, state: { ...state, state: name }, seen: looked }).lsn;
+  expect(lsnIn("secondary")).toBe("0/8C");
+  // a candidate has been chosen already: what counts is that nobody thinks less of it than it has
+  expect(lsnIn("prepare_promotion")).toBe("0/8C");
+  const voters = PROMISED.filter((name) => name !== "prepare_promotion");
+  for (const name of voters) expect({ name, lsn: lsnIn(name) }).toEqual({ name, lsn: "0/82" });
+  expect(lsnIn("report_lsn", seen)).toBe("0/8C");
+});
+
+test("reportOf: what hasn't been seen is left out, or 0", () => {
+  const report = reportOf({ ...input, seen: undefined });
+  expect(report).toMatchObject({ timeline: 0, lsn: "0/0", streaming: false });
+  expect(report).not.toContainKey("inRecovery");
+  expect(reportOf(input).inRecovery).toBe(false);
+});
+
+test("reportOf: the node's last promotion is told for as long as it's remembered", () => {
+  const promotion = { timeline: 3, forkLsn: "0/80" };
+  expect(reportOf(input).promotion).toBeNull();
+  expect(reportOf({ ...input, state: { ...state, promotion } }).promotion).toEqual(promotion);
+});
+
+test("reportOf: a primary names the nodes that it sends to, and nobody else does", () => {
+  const standby = { syncState: "async", flushLsn: 1n, replyTime: undefined };
+  const standbys = [
+    { ...standby, applicationName: "pgautofailover_standby_2", state: "streaming" },
+    { ...standby, applicationName: "pgautofailover_standby_3", state: "backup" },
+    { ...standby, applicationName: "walreceiver", state: "streaming" },
+  ];
+  const sendsTo = (name: NodeState) =>
+    reportOf({ ...input, state: { ...state, state: name }, seen: { ...seen, standbys } }).sendsTo;
+  expect(sendsTo("primary")).toEqual([2]);
+  expect(sendsTo("secondary")).toBeUndefined();
 });
 
 test("reportOf: a server that is down has no standbys and streams from nobody", () => {

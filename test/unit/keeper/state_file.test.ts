@@ -27,7 +27,14 @@ test("what was saved is what is loaded, for the owner's eyes only", () => {
     nodeId: 2,
     state: "secondary",
     following: 1,
+    syncMembers: [1, 3],
     promotedFrom: 3,
+    promotion: { timeline: 4, forkLsn: "0/5000000" },
+    proof: {
+      pid: 4711,
+      startedAtS: 1795385776,
+      set: { version: 6, primaryId: 2, members: [1, 3], number: 1 },
+    },
   };
   expect(loadState(path)).toBeUndefined();
   saveState(path, state);
@@ -48,6 +55,11 @@ describe("a file that can't be believed is refused, and named", () => {
     ["of a later version", JSON.stringify({ ...good, version: 2 })],
     ["with a field too many", JSON.stringify({ ...good, extra: 1 })],
     ["without the promise", JSON.stringify({ ...good, following: undefined })],
+    [
+      "without those that could take its place",
+      JSON.stringify({ ...good, syncMembers: undefined }),
+    ],
+    ["with half a promotion", JSON.stringify({ ...good, promotion: { timeline: 4 } })],
   ])("%s", (name, text) => {
     const path = join(folder, name);
     writeFileSync(path, text);

@@ -13,6 +13,7 @@ const SETTLED: LocalView = {
   dataReady: true,
   underWay: undefined,
   crashConsidered: true,
+  adrift: false,
   backingOff: false,
 };
 
@@ -68,6 +69,22 @@ describe("nextStep", () => {
       "wait",
     ],
     ["and then does", { state: "demote_timeout", postgres: "down" }, "transition resume"],
+    [
+      "one whose failover was called off opens only with contact",
+      { state: "draining", postgres: "down", contact: "lost" },
+      "wait",
+    ],
+    ["and then does, too", { state: "draining", postgres: "down" }, "transition resume"],
+    [
+      "also when it is to take another set, or is alone, by then",
+      { state: "draining", goal: "apply_settings", postgres: "down" },
+      "transition resume",
+    ],
+    [
+      "a candidate that is to report again replays all that it has first",
+      { state: "prepare_promotion", goal: "report_lsn" },
+      "transition disconnect",
+    ],
     ["a demotion needs none", { goal: "draining", contact: "lost" }, "transition stop"],
     ["a goal that nobody can reach waits", { state: "single", goal: "secondary" }, "wait"],
     ["a goal is tried again only later", { goal: "wait_primary", backingOff: true }, "wait"],
@@ -80,11 +97,67 @@ describe("nextStep", () => {
     ["a crashed primary asks first", { postgres: "down", crashConsidered: false }, "wait"],
     ["and starts when told so", { postgres: "down" }, "start"],
     [
+      "one that applies settings asks too",
+      { state: "apply_settings", goal: "primary", postgres: "down", crashConsidered: false },
+      "transition record",
+    ],
+    [
+      "before it starts in order to apply them",
+      { goal: "apply_settings", postgres: "down", crashConsidered: false },
+      "wait",
+    ],
+    [
+      "one that nobody can replace starts at once",
+      { state: "wait_primary", goal: "wait_primary", postgres: "down", crashConsidered: false },
+      "start",
+    ],
+    [
       "a crashed standby starts at once",
       { state: "secondary", goal: "secondary", postgres: "down", crashConsidered: false },
       "start",
     ],
     ["half a copy is never started", { postgres: "down", dataReady: false }, "wait"],
+    [
+      "nor is it promoted",
+      { state: "prepare_promotion", goal: "stop_replication", dataReady: false },
+      "wait",
+    ],
+    ["nor disconnected", { state: "catchingup", goal: "report_lsn", dataReady: false }, "wait"],
+    [
+      "but a new copy is made of it",
+      { state: "demoted", goal: "catchingup", postgres: "down", dataReady: false },
+      "transition rewindOrClone",
+    ],
+    [
+      "a standby that is adrift joins again",
+      { state: "catchingup", goal: "catchingup", adrift: true },
+      "repair",
+    ],
+    [
+      "and so does one with half a copy",
+      { state: "catchingup", goal: "catchingup", postgres: "down", dataReady: false },
+      "repair",
+    ],
+    [
+      "but not at once again",
+      { state: "catchingup", goal: "catchingup", adrift: true, backingOff: true },
+      "wait",
+    ],
+    [
+      "a hung one is stopped first",
+      { state: "catchingup", goal: "catchingup", adrift: true, postgres: "hung" },
+      "stop",
+    ],
+    [
+      "a secondary is the monitor's to set back",
+      { state: "secondary", goal: "secondary", adrift: true },
+      "settle",
+    ],
+    [
+      "one that has promised to receive nothing stays so",
+      { state: "report_lsn", goal: "report_lsn", adrift: true },
+      "settle",
+    ],
     ["a start that failed waits", { postgres: "down", backingOff: true }, "wait"],
     [
       "a hung standby is stopped",
@@ -118,6 +191,7 @@ const anyView = fc.record({
   dataReady: fc.boolean(),
   underWay: fc.option(fc.constantFrom(...NODE_STATES), { nil: undefined }),
   crashConsidered: fc.boolean(),
+  adrift: fc.boolean(),
   backingOff: fc.boolean(),
 });
 

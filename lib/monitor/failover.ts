@@ -1,0 +1,84 @@
+/** What follows a request for a failover, seen from the monitor's database. */
+import { canTakeWrites } from "../fsm.ts";
+import { primaryOf } from "../group/facts.ts";
+import type { GroupRow, NodeRow } from "../shapes.ts";
+import { AppError } from "../sys/errors.ts";
+import { waitUntil } from "../sys/retry.ts";
+import type { MonitorClient } from "./client.ts";
+
+const LOOK_EVERY_MS = 100;
+
+export type Failover = {
+  readonly primary: NodeRow;
+  /** From the moment at which the old primary was told to stop to the new one's first report; undefined: it had been down before. */
+  readonly outageMs: number | undefined;
+};
+
+const isOpen = (node: NodeRow): boolean =>
+  canTakeWrites(node.goal) && canTakeWrites(node.reported) && node.pgRunning;
+
+/** By the monitor's clock, from its events. */
+async function outageOf(
+  monitor: MonitorClient,
+  before: GroupRow,
+  primaryId: number,
+  lastEvent: number,
+): Promise<number | undefined> {
+  const old = before.nodes.find((node) => isOpen(node) && node.nodeId !== primaryId);
+  if (old === undefined) return undefined;
+  const rows = await monitor.events(before.formation, 200);
+  const events = rows.filter(
+    ({ eventid, groupid }) => Number(eventid) > lastEvent && groupid === before.groupId,
+  );
+  const stopped = events.find(
+    ({ nodeid, goalstate }) => nodeid === old.nodeId && goalstate === "draining",
+  );
+  const opened = events.find(
+    ({ nodeid, reportedstate }) => nodeid === primaryId && canTakeWrites(reportedstate),
+  );
+  return stopped && opened && opened.eventtime.getTime() - stopped.eventtime.getTime();
+}
+
+/**
+ * Waits until another node takes writes.
+ *
+ * @param before the group as it was before the request
+ * @param lastEvent id of the formation's last event before the request
+ * @throws {AppError} state: the failover was called off, and the old primary goes on; timeout
+ */
+export async function waitForFailover(
+  monitor: MonitorClient,
+  before: GroupRow,
+  lastEvent: number,
+  timeoutMs: number,
+): Promise<Failover> {
+  const old = primaryOf(before.nodes);
+  let blocked: string | undefined;
+  const look = async (): Promise<NodeRow | undefined> => {
+    const row = await monitor.groupView(before.formation, before.groupId);
+    blocked = row.blocked;
+    const open = row.nodes.find(isOpen);
+    if (row.request !== undefined || open === undefined) return undefined;
+    if (open.nodeId !== old?.nodeId) return open;
+    throw new AppError("state", "no failover took place: the old primary goes on", {
+      detail: { node: open.name, blocked },
+      hint: "roles/state.ts events says why.",
+    });
+  };
+  try {
+    const primary = await waitUntil(look, {
+      timeoutMs,
+      everyMs: LOOK_EVERY_MS,
+      what: "a new primary",
+    });
+    return { primary, outageMs: await outageOf(monitor, before, primary.nodeId, lastEvent) };
+  } catch (error) {
+    if (!(error instanceof AppError) || error.kind !== "timeout" || blocked === undefined)
+      throw error;
+    throw new AppError("timeout", error.message, {
+      detail: { ...error.detail, blocked },
+      hint: "roles/state.ts explain says what it waits for.",
+      cause: error,
+    });
+  }
+}

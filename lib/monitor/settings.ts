@@ -1,0 +1,75 @@
+/** A formation's settings: the names and units that operators type, and the columns that hold them. */
+import { AppError } from "../sys/errors.ts";
+
+export type FormationSetting = {
+  readonly name: string;
+  readonly column: string;
+  /** Undefined: the value is a count or a word. */
+  readonly unit: "ms" | "bytes" | undefined;
+  readonly what: string;
+};
+
+// biome-ignore format: one row a setting
+export const FORMATION_SETTINGS: readonly FormationSetting[] = [
+  { name: "durability", column: "durability", unit: undefined,
+    what: "protection: commits wait rather than exist once; availability: they wait while a standby is healthy; performance: never" },
+  { name: "number-sync-standbys", column: "number_sync_standbys", unit: undefined,
+    what: "how many standbys each commit waits for; 0 is 1" },
+  { name: "strict-fencing", column: "strict_fencing", unit: undefined,
+    what: "a new primary never opens before the old one's fence, unless that one has confirmed" },
+  { name: "maximum-lag-on-failover", column: "maximum_lag_on_failover", unit: "bytes",
+    what: "an asynchronous standby further behind is not promoted automatically" },
+  { name: "heartbeat", column: "heartbeat_ms", unit: "ms",
+    what: "a keeper reports at least this often" },
+  { name: "network-partition-timeout", column: "network_partition_timeout_ms", unit: "ms",
+    what: "an isolated primary stops itself after this time" },
+  { name: "node-timeout", column: "node_timeout_ms", unit: "ms",
+    what: "no report for this long, and no connection: dead" },
+  { name: "unreachable-primary-timeout", column: "unreachable_primary_timeout_ms", unit: "ms",
+    what: "how long a standby that still receives can hold a failover back" },
+  { name: "postgres-timeout", column: "postgres_timeout_ms", unit: "ms",
+    what: "a server that answers no fresh connection for this long is down" },
+  { name: "fast-forward-timeout", column: "fast_forward_timeout_ms", unit: "ms",
+    what: "how long an elected standby may take to fetch the WAL that it lacks" },
+  { name: "caught-up-distance", column: "caught_up_bytes", unit: "bytes",
+    what: "a standby this close to its primary has caught up" },
+];
+
+/** @throws {AppError} usage: no setting has this name */
+export function formationSetting(name: string): FormationSetting {
+  const found = FORMATION_SETTINGS.find((each) => each.name === name || each.column === name);
+  if (found) return found;
+  throw new AppError("usage", "a formation has no such setting", {
+    detail: { setting: name },
+    hint: `One of: ${FORMATION_SETTINGS.map((each) => each.name).join(", ")}.`,
+  });
+}
+
+const FACTORS: Readonly<Record<"ms" | "bytes", Readonly<Record<string, number>>>> = {
+  ms: { "": 1, ms: 1, s: 1000, min: 60_000, h: 3_600_000 },
+  bytes: { "": 1, B: 1, kB: 1024, MB: 1024 ** 2, GB: 1024 ** 3, TB: 1024 ** 4 },
+};
+
+/**
+ * A time in milliseconds, or a size in bytes.
+ *
+ * @param text with PostgreSQL's units (`2500`, `2.5s`, `16MB`), or without
+ * @throws {AppError} usage: it's not one
+ */
+export function parseMeasure(name: string, unit: "ms" | "bytes", text: string): number {
+  const [, number = "", word = ""] = /^(\d+(?:\.\d+)?) ?([A-Za-z]*)$/.exec(text) ?? [];
+  const value = Number(number) * (FACTORS[unit][word] ?? Number.NaN);
+  if (number !== "" && Number.isSafeInteger(value)) return value;
+  const [kind, example] =
+    unit === "ms"
+      ? ["a time in whole milliseconds", "2500, 2500ms or 2.5s"]
+      : ["a size in whole bytes", "1048576, 1024kB or 1MB"];
+  throw new AppError("usage", `${name} takes ${kind}`, {
+    detail: { value: text },
+    hint: `Write it as ${example}.`,
+  });
+}
+
+/** The value as the monitor takes it. @throws {AppError} usage: it's not a time, or not a size */
+export const settingValue = ({ name, unit }: FormationSetting, text: string): string =>
+  unit === undefined ? text : String(parseMeasure(name, unit, text));

@@ -1,0 +1,152 @@
+#!/usr/bin/env -S bun --no-env-file
+/** formation: the settings of a formation, and what an operator asks of its groups. */
+import { defineCommand } from "citty";
+import { locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
+import { lossOf } from "../lib/group/explain.ts";
+import { openMonitor } from "../lib/monitor/client.ts";
+import { waitForFailover } from "../lib/monitor/failover.ts";
+import {
+  FORMATION_SETTINGS,
+  formationSetting,
+  parseMeasure,
+  settingValue,
+} from "../lib/monitor/settings.ts";
+import { answer, commonArgs, confirm, main } from "../lib/sys/cli.ts";
+import { renderTable } from "../lib/sys/table.ts";
+
+const askArgs = { ...commonArgs, ...whereArgs };
+const groupArg = { type: "string", default: "0", description: "The group" } as const;
+const parseGroup = (text: string): number => parseCount("group", text, 1_000_000);
+
+const get = defineCommand({
+  meta: { name: "get", description: "The settings of a formation; times are in milliseconds" },
+  args: askArgs,
+  async run({ args }) {
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    const row = await monitor.formationSettings(at.formation);
+    const values = FORMATION_SETTINGS.map(({ name, column }) => [name, row[column]] as const);
+    if (args.json) return answer(JSON.stringify(Object.fromEntries(values), undefined, 2));
+    answer(
+      renderTable(
+        ["Setting", "Value", "Unit", "Meaning"],
+        FORMATION_SETTINGS.map(({ name, column, unit = "", what }) => [
+          name,
+          String(row[column]),
+          unit,
+          what,
+        ]),
+        ["Meaning"],
+      ),
+    );
+  },
+});
+
+const set = defineCommand({
+  meta: {
+    name: "set",
+    description:
+      "Change a setting; times in milliseconds or as 2.5s, sizes in bytes or as 16MB. get lists them",
+  },
+  args: {
+    ...askArgs,
+    setting: {
+      type: "positional",
+      required: true,
+      description: "Such as durability or node-timeout",
+    },
+    value: { type: "positional", required: true, description: "Its new value" },
+  },
+  async run({ args }) {
+    const setting = formationSetting(args.setting);
+    const value = settingValue(setting, args.value);
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    await monitor.setFormation(at.formation, setting.column, value);
+    const { name, unit = "" } = setting;
+    answer(
+      args.json
+        ? JSON.stringify({ formation: at.formation, setting: name, value })
+        : `${name} of formation "${at.formation}" is ${value} ${unit}`.trimEnd(),
+    );
+  },
+});
+
+const failover = defineCommand({
+  meta: {
+    name: "failover",
+    description: "Have a standby take over from the primary, which is demoted",
+  },
+  args: {
+    ...askArgs,
+    group: groupArg,
+    allowDataLoss: {
+      type: "boolean",
+      description: "Also when acknowledged commits may be lost by it",
+    },
+    yes: { type: "boolean", description: "Don't ask what may be lost" },
+    wait: { type: "boolean", description: "Until the new primary takes writes" },
+    timeout: { type: "string", default: "60s", description: "How long to wait at most" },
+  },
+  async run({ args }) {
+    const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
+    const group = parseGroup(args.group);
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    const before = await monitor.groupView(at.formation, group);
+    const [last] = await monitor.events(at.formation, 1);
+    if (args.allowDataLoss && !args.yes) {
+      const bytes = String(lossOf(before) ?? 0n);
+      await confirm(`at least ${bytes} bytes of WAL may be lost for good; type that number`, bytes);
+    }
+    await monitor.failover(at.formation, group, args.allowDataLoss ?? false);
+    if (!args.wait) {
+      answer(
+        args.json
+          ? JSON.stringify({ formation: at.formation, group, asked: true })
+          : `Asked for: group ${group} of formation "${at.formation}" fails over as soon as a standby can take over`,
+      );
+      return;
+    }
+    const done = await waitForFailover(monitor, before, Number(last?.eventid ?? 0), timeoutMs);
+    const { name, nodeId, host, port } = done.primary;
+    const outage =
+      done.outageMs === undefined ? "" : `; nobody took writes for ${Math.round(done.outageMs)} ms`;
+    answer(
+      args.json
+        ? JSON.stringify({ nodeId, name, host, port, outageMs: done.outageMs ?? null })
+        : `Node ${nodeId} "${name}" (${host}:${port}) is the primary${outage}`,
+    );
+  },
+});
+
+const acceptTimeline = defineCommand({
+  meta: {
+    name: "accept-timeline",
+    description: "Say that the timeline that a node is on is the group's, where that is disputed",
+  },
+  args: {
+    ...askArgs,
+    group: groupArg,
+    node: { type: "positional", required: true, description: "The node's name" },
+  },
+  async run({ args }) {
+    const group = parseGroup(args.group);
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    await monitor.acceptTimeline(at.formation, group, args.node);
+    const last = (await monitor.timelines(at.formation, group)).at(-1);
+    answer(
+      args.json
+        ? JSON.stringify(last)
+        : `Group ${group} goes on with timeline ${last?.timeline} of node "${args.node}"`,
+    );
+  },
+});
+
+await main(
+  defineCommand({
+    meta: { name: "formation", description: "The settings of a formation, and its failovers" },
+    subCommands: { get, set, failover, "accept-timeline": acceptTimeline },
+  }),
+);

@@ -1,0 +1,223 @@
+/** What a report changes in the monitor's database, what it leaves, and what that costs. */
+import { expect } from "bun:test";
+import { kill } from "node:process";
+import { healthyGroup, PRIMARY, type Scene, SECONDARY } from "./monitor_story.ts";
+import { story } from "./pg_story.ts";
+
+const here = import.meta.path;
+const SET = { version: 1, primaryId: 1, members: [2, 3], number: 1 };
+
+story(here, "node_active: what a report doesn't know is kept", async (world) => {
+  const { says, row, monitor } = await healthyGroup(world, 2);
+  const promotion = { timeline: 2, forkLsn: "0/2000000" };
+  await says(2, { ...SECONDARY, timeline: 2, lsn: "0/4000000", promotion });
+  const known = {
+    timeline: 2,
+    lsn: 0x4000000n,
+    inRecovery: true,
+    promotion: { timeline: 2, forkLsn: 0x2000000n },
+  };
+  expect((await row()).nodes[1]).toMatchObject(known);
+  const { inRecovery: _, ...unknown } = SECONDARY;
+  await says(2, { ...unknown, timeline: 0, lsn: "0/0", pgIsRunning: false, promotion });
+  expect((await row()).nodes[1]).toMatchObject({ ...known, pgRunning: false });
+  await says(2, { ...SECONDARY, inRecovery: false, promotion: null });
+  expect((await row()).nodes[1]).toMatchObject({ inRecovery: false, promotion: undefined });
+  await monitor.close();
+});
+
+story(
+  here,
+  "node_active: a state that was reached without knowing the goal is no news",
+  async (world) => {
+    const { own, says, row, monitor } = await healthyGroup(world, 2);
+    await own.query("update pgautofailover.node set goalversion = 7 where nodeid = 2");
+    const late = { ...SECONDARY, state: "catchingup", lsn: "0/4000000", goalVersion: 6 };
+    await says(2, late);
+    expect((await row()).nodes[1]).toMatchObject({ reported: "secondary", lsn: 0x4000000n });
+    await says(2, { ...late, goalVersion: 7 });
+    expect((await row()).nodes[1]).toMatchObject({ reported: "catchingup" });
+    await monitor.close();
+  },
+);
+
+story(
+  here,
+  "node_active: a server that crashed since its promise has not lost what it had",
+  async (world) => {
+    const { says, row, monitor } = await healthyGroup(world, 2);
+    const promised = { state: "report_lsn", inRecovery: true };
+    const lsn = async () => (await row()).nodes[1]?.lsn;
+    await says(2, SECONDARY);
+    await says(2, { ...promised, lsn: "0/6000000" });
+    await says(2, { ...promised, lsn: "0/5000000" });
+    await says(2, { ...promised, state: "join_secondary", lsn: "0/5000000" });
+    expect(await lsn()).toBe(0x6000000n);
+    await says(2, { ...promised, state: "fast_forward", lsn: "0/7000000" });
+    expect(await lsn()).toBe(0x7000000n);
+    // on another timeline it's another position
+    await says(2, { ...promised, timeline: 2, lsn: "0/5000000" });
+    expect(await lsn()).toBe(0x5000000n);
+    await says(2, { ...promised, timeline: 2, lsn: "0/7000000" });
+    await says(2, { ...promised, timeline: 2, state: "prepare_promotion", lsn: "0/6000000" });
+    expect(await lsn()).toBe(0x6000000n);
+    await says(2, { ...SECONDARY, state: "catchingup", lsn: "0/5000000" });
+    expect(await lsn()).toBe(0x5000000n);
+    await monitor.close();
+  },
+);
+
+story(
+  here,
+  "node_active: since when a primary does not send to a standby is kept, until it does",
+  async (world) => {
+    const { says, row, own, monitor } = await healthyGroup(world, 3);
+    const notSent = async () => (await row()).nodes.map(({ notSentToMs }) => notSentToMs);
+    await says(1, { ...PRIMARY, sendsTo: [2] });
+    await own.query(
+      `update pgautofailover.node set notsentto = jsonb_build_object('3', clock_timestamp() - interval '1 hour')
+       where nodeid = 1`,
+    );
+    await says(1, { ...PRIMARY, sendsTo: [2] });
+    await says(2, SECONDARY);
+    expect(await notSent()).toEqual([0, 0, expect.any(Number)]);
+    expect((await notSent())[2]).toBeGreaterThan(3_600_000);
+    await says(1, { ...PRIMARY, sendsTo: [3, 2] });
+    expect(await notSent()).toEqual([0, 0, 0]);
+    await says(1, { ...PRIMARY, sendsTo: [] });
+    const silent = await notSent();
+    expect(Math.max(...silent)).toBeLessThan(5000);
+    expect(silent.slice(1).every((ms) => ms > 0)).toBe(true);
+    // not known is not nobody
+    await says(1, PRIMARY);
+    expect(await notSent()).toEqual([0, 0, 0]);
+    await monitor.close();
+  },
+);
+
+story(here, "node_active: only the primary says which set is in force", async (world) => {
+  const { says, row, own, monitor } = await healthyGroup(world, 3);
+  const inForce = async () => (await row()).inForce;
+  const shrunk = { ...SET, version: 2, members: [2] };
+  await says(1, PRIMARY);
+  expect(await inForce()).toEqual(SET);
+  await says(1, { ...PRIMARY, syncInForce: shrunk });
+  expect(await inForce()).toEqual(shrunk);
+  await says(2, SECONDARY);
+  await says(2, { ...SECONDARY, syncInForce: null });
+  await says(2, { ...SECONDARY, syncInForce: { ...SET, version: 9 } });
+  expect(await inForce()).toEqual(shrunk);
+  await says(1, { ...PRIMARY, syncInForce: null });
+  expect(await inForce()).toBeUndefined();
+  await says(1, { ...PRIMARY, syncInForce: shrunk });
+  // node 2 is the one that the next set is meant for: the old primary has nothing to say any more
+  await own.query(`update pgautofailover."group" set syncprimary = 2`);
+  await says(1, { ...PRIMARY, syncInForce: SET });
+  expect(await inForce()).toEqual(shrunk);
+  await monitor.close();
+});
+
+story(here, "node_active: a promise counts from the report that first makes it", async (world) => {
+  const { says, row, own, monitor } = await healthyGroup(world, 2);
+  const promised = async () => (await row()).nodes[1]?.promisedMs;
+  await says(2, SECONDARY);
+  expect(await promised()).toBeUndefined();
+  await says(2, { ...SECONDARY, state: "report_lsn", streaming: false });
+  expect(await promised()).toBeLessThan(5000);
+  await own.query(
+    "update pgautofailover.node set promisedsince = promisedsince - interval '1 hour' where nodeid = 2",
+  );
+  for (const state of ["fast_forward", "report_lsn", "join_secondary", "prepare_promotion"]) {
+    await says(2, { ...SECONDARY, state, streaming: false });
+    expect(await promised()).toBeGreaterThan(3_600_000);
+  }
+  await says(2, { state: "stop_replication", inRecovery: false });
+  expect(await promised()).toBeGreaterThan(3_600_000);
+  await says(2, { ...SECONDARY, state: "catchingup" });
+  expect(await promised()).toBeUndefined();
+  await says(2, { ...SECONDARY, state: "report_lsn" });
+  expect(await promised()).toBeLessThan(5000);
+  await monitor.close();
+});
+
+/** Stops the process that flushes WAL unasked, at a moment at which it holds nothing that others wait for. */
+async function stopWalWriter({ own }: Scene): Promise<number> {
+  for (;;) {
+    const ask = () =>
+      own.query<{ pid: number; idle: boolean }>(
+        "select pid, wait_event = 'WalWriterMain' as idle from pg_stat_activity where backend_type = 'walwriter'",
+      );
+    const [found] = await ask();
+    if (found === undefined) throw new Error("there is no WAL writer");
+    kill(found.pid, "SIGSTOP");
+    const [stopped] = await ask();
+    if (stopped?.idle) return found.pid;
+    kill(found.pid, "SIGCONT");
+  }
+}
+
+/** Bytes of WAL that the server had to flush for this. */
+async function flushedBy(group: Scene, work: () => Promise<unknown>): Promise<bigint> {
+  const flushed = async (): Promise<bigint> => {
+    const [row] = await group.own.query<{ lsn: string }>(
+      "select (pg_current_wal_flush_lsn() - '0/0')::text as lsn",
+    );
+    return BigInt(row?.lsn ?? "0");
+  };
+  const writer = await stopWalWriter(group);
+  try {
+    const before = await flushed();
+    await work();
+    return (await flushed()) - before;
+  } finally {
+    kill(writer, "SIGCONT");
+  }
+}
+
+story(here, "node_active: a heartbeat flushes no WAL, news do", async (world) => {
+  const group = await healthyGroup(world, 3);
+  const { says } = group;
+  const inForce = { ...PRIMARY, syncInForce: SET };
+  await says(1, inForce);
+  await says(2, SECONDARY);
+  const heartbeats = async (): Promise<void> => {
+    for (let at = 4; at < 8; at += 1) {
+      await says(1, { ...inForce, lsn: `0/${at}000000` });
+      await says(2, { ...SECONDARY, lsn: `0/${at}000000` });
+    }
+  };
+  expect(await flushedBy(group, heartbeats)).toBe(0n);
+  const news = () => says(1, { ...inForce, syncInForce: { ...SET, version: 2 } });
+  expect(await flushedBy(group, news)).toBeGreaterThan(0n);
+  const promises = () => says(2, { ...SECONDARY, state: "report_lsn" });
+  expect(await flushedBy(group, promises)).toBeGreaterThan(0n);
+  await group.monitor.close();
+});
+
+story(
+  here,
+  "node_active: a new set in force and a decision don't wait for each other",
+  async (world) => {
+    const { own, says, row, monitor } = await healthyGroup(world, 3);
+    const news = { ...SET, version: 2 };
+    const [reported, tookMs] = await own.transaction(async (query) => {
+      await query("select pgautofailover.lock_group('default', 0)");
+      const begun = performance.now();
+      const report = says(1, { ...PRIMARY, syncInForce: news });
+      for (let waiting = 0; waiting === 0; ) {
+        const rows = await query(
+          "select from pg_locks where locktype = 'advisory' and not granted",
+        );
+        waiting = rows.length;
+      }
+      // as a decision does: the group's row, then the nodes'
+      await query(`update pgautofailover."group" set syncversion = 2`);
+      await query("update pgautofailover.node set goalversion = goalversion + 1");
+      return [report, performance.now() - begun] as const;
+    });
+    await reported;
+    expect(tookMs).toBeLessThan(900); // deadlock_timeout
+    expect((await row()).inForce).toEqual(news);
+    await monitor.close();
+  },
+);

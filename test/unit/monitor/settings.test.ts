@@ -1,0 +1,43 @@
+import { expect, test } from "bun:test";
+import {
+  FORMATION_SETTINGS,
+  formationSetting,
+  parseMeasure,
+  settingValue,
+} from "../../../lib/monitor/settings.ts";
+
+test("formationSetting: by the operator's name or the column's, and nothing else", () => {
+  for (const setting of FORMATION_SETTINGS) {
+    expect(formationSetting(setting.name)).toBe(setting);
+    expect(formationSetting(setting.column)).toBe(setting);
+  }
+  expect(() => formationSetting("dbname")).toThrow("a formation has no such setting");
+});
+
+test("parseMeasure: times and sizes with PostgreSQL's units, exactly", () => {
+  const times = {
+    "2500": 2500,
+    "2500ms": 2500,
+    "2.5s": 2500,
+    "2.5 s": 2500,
+    "1min": 60_000,
+    "0": 0,
+  };
+  for (const [text, ms] of Object.entries(times)) expect(parseMeasure("x", "ms", text)).toBe(ms);
+  const sizes = { "1": 1, "16MB": 16_777_216, "1.5kB": 1536, "2GB": 2 ** 31, "8 B": 8 };
+  for (const [text, bytes] of Object.entries(sizes))
+    expect(parseMeasure("x", "bytes", text)).toBe(bytes);
+});
+
+test("parseMeasure: what isn't one is refused", () => {
+  for (const text of ["", "soon", "-1", "1e3", "0x10", "1.0005s", "2 5", "5sec", "16MB", "9e99s"])
+    expect(() => parseMeasure("node-timeout", "ms", text)).toThrow("node-timeout takes a time");
+  for (const text of ["16mb", "16MiB", "2s", "0.5B", "99999999TB"])
+    expect(() => parseMeasure("x", "bytes", text)).toThrow("x takes a size");
+});
+
+test("settingValue: counts and words are the monitor's to judge", () => {
+  expect(settingValue(formationSetting("durability"), "protection")).toBe("protection");
+  expect(settingValue(formationSetting("number-sync-standbys"), "-3")).toBe("-3");
+  expect(settingValue(formationSetting("node-timeout"), "4s")).toBe("4000");
+});
