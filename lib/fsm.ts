@@ -57,7 +57,7 @@ export const canTakeWrites = (state: NodeState): boolean => STATE_TRAITS[state].
 /** A boolean that a rule reads; `group/facts.ts` computes each in one named function. */
 export const FACTS = [
   "alone", "pair", "protected", "quorumStandby", "withoutStandby", "setDiffers", "setInForce",
-  "requested", "disputed", "electable", "chosen",
+  "requested", "lossAllowed", "disputed", "electable", "chosen",
   "selfHealthy", "selfUnhealthy", "selfGone", "selfReporting", "selfStartable", "selfDown", "selfStreaming",
   "selfStalled", "selfForked", "selfQuorum", "selfSafe", "selfElected", "selfMustFetch", "selfFetched", "fetchFailed",
   "sameTimeline", "caughtUp",
@@ -201,6 +201,11 @@ export const GROUP_RULES: readonly GroupRule[] = [
     when: ["primaryHealthy"],
     goals: { self: "catchingup" },
     why: "a new primary is available" },
+
+  { id: "R312", self: [reported("demoted"), goal("demoted", "catchingup")], primary: [goal(...OPEN)],
+    when: ["lossAllowed", "primaryDown", "!electable"],
+    goals: { self: "report_lsn" },
+    why: "the new primary is lost, and an operator goes on with what this node has" },
 
   // the primary is in trouble, and its standbys elect one of them
   { id: "R320", self: [reported(...SERVING), goal(...OPEN)],
@@ -368,6 +373,7 @@ export const KEEPER_TRANSITIONS: readonly Transition[] = [
   ["draining", "demoted", "stop", "A failover occurred, no longer primary"],
   ["demote_timeout", "draining", "stop", "A failover occurred while this node was fenced"],
   ["demote_timeout", "demoted", "stop", "Demote timeout expired"],
+  ["demoted", "report_lsn", "disconnect", "The new primary is lost, reporting the last position that was replayed"],
   ["demoted", "catchingup", "rewindOrClone", "A new primary is available. First, try to rewind. If that fails, do a pg_basebackup."],
 
   ["draining", "wait_primary", "resume", "The failover was called off, accept writes again"],

@@ -22,6 +22,11 @@ const LOSE = "roles/formation.ts failover --allow-data-loss promotes another one
 
 /** Those whose word, or return, a promotion without loss waits for. */
 function whoIsMissing(view: GroupView, primary: NodeView | undefined): string {
+  const strays = view.nodes.filter(
+    (node) => hasPromised(node) && isHealthy(node, view.policy) && !isOnLineage(node, view),
+  );
+  if (view.request?.allowDataLoss && strays.length > 0)
+    return `${strays.map(named).join(", ")} has left the group's history: roles/formation.ts accept-timeline goes on with it`;
   const sets = possibleSets(view);
   if (sets === undefined) return "it is not known which standbys its last commits had waited for";
   if (

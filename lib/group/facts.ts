@@ -157,6 +157,7 @@ function factsOf(self: NodeView, view: GroupView, shared: Shared): Set<Fact> {
     ["protected", view.settings.durability === "protection"],
     ["quorumStandby", hasQuorumStandby(standbys, view)],
     ["requested", view.request !== undefined],
+    ["lossAllowed", view.request?.allowDataLoss === true],
     ["disputed", view.disputed],
     ["electable", shared.electable],
     ["chosen", chosen !== undefined],

@@ -50,12 +50,16 @@ export function nextTimeline(
  * or one that it was restored to by hand. Where that left the one before need not be known: standbys
  * that don't follow by themselves are then rewound.
  */
-export const primaryAhead = (view: Pick<GroupView, "nodes" | "history">): NodeView | undefined =>
-  view.nodes.find(
+export function primaryAhead(view: GroupView): NodeView | undefined {
+  // the operator has just decided against one
+  if (view.nodes.some((node) => isAccepted(node, view))) return undefined;
+  return view.nodes.find(
     (node) =>
+      node.reportAgeMs < view.policy.nodeTimeoutMs &&
       canTakeWrites(node.goal) &&
       canTakeWrites(node.reported) &&
       node.pgRunning &&
       !node.inRecovery &&
       nextTimeline(node, view) !== undefined,
   );
+}

@@ -1,5 +1,6 @@
 /** Servers that have left the group's history behind the monitor's back. */
-import { expect } from "bun:test";
+import { expect, test } from "bun:test";
+import { Cluster } from "../helpers/cluster.ts";
 import { runRole } from "../helpers/command.ts";
 import { scenariosOf } from "../helpers/scenario.ts";
 
@@ -101,4 +102,48 @@ scenario(
     other.start();
     expect(await cluster.healthy(40_000)).toBe(stray);
   },
+);
+
+test(
+  "the new primary is lost for good: an operator goes on with the old one",
+  async () => {
+    await using cluster = await Cluster.twoNodes("lost");
+    try {
+      const old = await cluster.healthy(10_000);
+      const lost = cluster.other(old);
+      await using writer = await cluster.writer();
+      await writer.stop();
+      // its keeper dies with it, and WAL that nobody else has stays on its disk
+      old.process?.signal("SIGSTOP");
+      await old.killWithUnsentWal();
+      await old.kill();
+      await cluster.waitForStates({ [lost.label]: "wait_primary" }, 20_000);
+      await lost.die();
+      old.start();
+      await old.waitForLog(/current state is now "demoted"/, 20_000);
+
+      const where = ["--monitor", cluster.monitorUri];
+      const run = (...words: string[]) => runRole("formation", words, { env: cluster.env });
+      await cluster.waitFor("the new primary to be given up", 20_000, async () => {
+        return (await cluster.blocked(0)).length > 0;
+      });
+      expect((await run("failover", ...where, "--allow-data-loss", "--yes")).code).toBe(0);
+      await cluster.waitForStates({ [old.label]: "report_lsn" }, 20_000);
+      const name = await cluster.nameOf(old);
+      await cluster.waitFor("the word that it has left the history", 10_000, async () => {
+        return (await cluster.blocked(0)).some((text) => text.includes("accept-timeline"));
+      });
+      expect(await run("accept-timeline", ...where, name)).toMatchObject({ code: 0, stderr: "" });
+      await cluster.waitFor("it to take writes", 20_000, async () => {
+        return (await cluster.writableNodes()).includes(old);
+      });
+      expect((await writer.compareWith(old.address)).lost).toEqual([]);
+      lost.start();
+      expect(await cluster.healthy(40_000)).toBe(old);
+    } catch (error) {
+      console.error(await cluster.story());
+      throw error;
+    }
+  },
+  TIMEOUT_MS,
 );

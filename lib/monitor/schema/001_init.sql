@@ -498,13 +498,17 @@ create function pgautofailover.request_failover(formation_id text, group_id int,
 returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     node pgautofailover.node;
+    may text[];
 begin
     if not exists (select from pgautofailover."group" g where g.formationid = formation_id and g.groupid = group_id) then
         raise exception 'formation "%" has no group %', formation_id, group_id using errcode = 'PA001';
     end if;
     perform pgautofailover.lock_group(formation_id, group_id);
+    -- an old primary that waits for the new one to come back has data too, though not all of it
+    may := array['secondary', 'catchingup', 'report_lsn', 'join_secondary']
+        || case when allow_data_loss then array['demoted'] else array[]::text[] end;
     if (select count(*) from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
-        and n.goalstate in ('secondary', 'catchingup', 'report_lsn', 'join_secondary')) = 0 then
+        and n.goalstate = any (may)) = 0 then
         raise exception 'group % of formation "%" has no standby that could take over', group_id, formation_id using errcode = 'PA030';
     end if;
     select * into node from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
@@ -517,7 +521,7 @@ begin
     if found and node.goalstate in ('single', 'wait_primary', 'primary', 'apply_settings') then
         raise exception 'node % ("%") is the primary', node.nodeid, node.nodename using errcode = 'PA032';
     end if;
-    if found and node.goalstate not in ('secondary', 'catchingup', 'report_lsn', 'join_secondary') then
+    if found and node.goalstate <> all (may) then
         raise exception 'node % ("%") is no standby that could take over: its goal is "%"', node.nodeid, node.nodename,
             node.goalstate using errcode = 'PA030';
     end if;
@@ -636,6 +640,7 @@ declare
     last_timeline int;
     fork pg_lsn;
     silence interval;
+    patience interval := (select f.node_timeout_ms * interval '1 ms' from pgautofailover.formation f where f.formationid = formation_id);
 begin
     if node.groupid <> group_id then
         raise exception 'node % ("%") belongs to group %, not %', node.nodeid, node.nodename, node.groupid, group_id
@@ -645,11 +650,12 @@ begin
     select * into strict node from pgautofailover.node n where n.nodeid = node.nodeid;
     select max(h.timeline) into last_timeline from pgautofailover.timeline_history h
     where h.formationid = formation_id and h.groupid = group_id;
-    -- a history has a clear end when whoever takes writes, or if nobody does, any node at all, is on it
+    -- a history has a clear end when whoever takes writes is heard of, or if nobody does, any node at all, on it
     if not (select g.disputed from pgautofailover."group" g where g.formationid = formation_id and g.groupid = group_id)
        and (last_timeline is null or exists (
             select from pgautofailover.node n
             where n.formationid = formation_id and n.groupid = group_id and n.reportedtli = last_timeline
+              and n.reporttime > clock_timestamp() - patience
               and (n.goalstate in ('single', 'wait_primary', 'primary', 'apply_settings') or not exists (
                     select from pgautofailover.node p where p.formationid = formation_id and p.groupid = group_id
                       and p.goalstate in ('single', 'wait_primary', 'primary', 'apply_settings'))))) then
@@ -657,7 +663,7 @@ begin
             coalesce(format(': it is on timeline %s', last_timeline), '') using errcode = 'PA033';
     end if;
     silence := clock_timestamp() - node.reporttime;
-    if silence >= (select f.node_timeout_ms from pgautofailover.formation f where f.formationid = formation_id) * interval '1 ms' then
+    if silence >= patience then
         raise exception 'node % ("%") has not reported for % s', node.nodeid, node.nodename,
             round(extract(epoch from silence)) using errcode = 'PA033';
     end if;

@@ -764,6 +764,45 @@ describe("the primary is in trouble, and its only standby takes over", () => {
   ]);
 });
 
+describe("the new primary is lost before the old one is back", () => {
+  const LOSS: Extra = {
+    sync: { ...NOBODY, primaryId: 2 },
+    request: { target: undefined, allowDataLoss: true },
+  };
+  stories([
+    [
+      "R312: an operator goes on with what the old primary has",
+      ["1 demoted down", "2 wait_primary gone"],
+      "R312: 1 report_lsn",
+      LOSS,
+    ],
+    [
+      "R312: also when it was to follow the new one, and has not begun",
+      ["1 demoted>catchingup down", "2 wait_primary gone"],
+      "R312: 1 report_lsn",
+      LOSS,
+    ],
+    [
+      "R312: not by itself",
+      ["1 demoted down", "2 wait_primary gone"],
+      "nothing",
+      { sync: { ...NOBODY, primaryId: 2 } },
+    ],
+    [
+      "R312: not while the new primary may come back",
+      ["1 demoted>catchingup down", "2 wait_primary"],
+      "nothing",
+      LOSS,
+    ],
+    [
+      "R312: not beside a standby that has more",
+      ["1 demoted down", "2 wait_primary gone", "3 catchingup not-streaming"],
+      "R300: 2 draining, 3 prepare_promotion",
+      LOSS,
+    ],
+  ]);
+});
+
 describe("the primary is in trouble, and its standbys elect one of them", () => {
   const primary = "1 primary>draining down";
   stories([
