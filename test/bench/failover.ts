@@ -5,7 +5,7 @@
  * then the secondary's. Prints the outage that the writer saw, rows lost, and the time until
  * replication is synchronous again. Ends with 1 when an acknowledged row was lost.
  *
- *   bun test/bench/failover.ts [--count 20]
+ *   bun test/bench/failover.ts [--count 20] [--nodes 2]
  */
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
@@ -21,13 +21,25 @@ const SETTLE_MS = 60_000;
 type Round = { outageMs: number; redundantMs: number };
 
 async function main(): Promise<number> {
-  const { values } = parseArgs({ options: { count: { type: "string", default: "20" } } });
+  const { values } = parseArgs({
+    options: {
+      count: { type: "string", default: "20" },
+      nodes: { type: "string", default: "2" },
+    },
+  });
   const count = Number(values.count);
   if (!Number.isInteger(count) || count < 1) throw new Error("--count takes a whole number from 1");
+  const nodes = Number(values.nodes);
+  if (!Number.isInteger(nodes) || nodes < 2) throw new Error("--nodes takes a whole number from 2");
   const [cpu] = cpus();
-  console.log(`machine: ${cpus().length} cores, ${cpu?.model.trim()}; ${count} rounds each`);
+  console.log(
+    `machine: ${cpus().length} cores, ${cpu?.model.trim()}; ${nodes} nodes, ${count} rounds each`,
+  );
 
-  await using cluster = await Cluster.twoNodes("bench");
+  await using cluster = await Cluster.of(
+    "bench",
+    Array.from({ length: nodes }, () => []),
+  );
   await using writer = await cluster.writer();
   const primaries = await series(cluster, writer, count, (primary) => primary);
   print("primary's postmaster killed: outage seen by the writer", primaries);
