@@ -103,6 +103,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let unansweredSince: number | undefined;
   let lastReply: number | undefined;
   const replies = new Map<string, string>();
+  let repliesLookedFor: number | undefined;
   let crash: { at: number; asked?: bigint; considered?: boolean } | undefined;
   let startFailures = 0;
   let backOffUntil = Number.NEGATIVE_INFINITY;
@@ -162,14 +163,20 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
 
   // ---------------------------------------------------------------- observing
 
+  /**
+   * A reply that is new came after the look before, and nobody knows how long after: it counts from then.
+   * Counted from when it's seen, it could keep an isolated primary open for longer than was promised.
+   */
   function noticeReplies(seen: Observation, at: number): void {
+    const before = repliesLookedFor;
+    repliesLookedFor = at;
     const members = node.state.syncMembers.map(standbyName);
     for (const { applicationName, replyTime } of seen.standbys) {
       if (!members.includes(applicationName)) continue;
       if (replyTime === undefined || replies.get(applicationName) === replyTime) continue;
       // the time in it is the standby's; that it changed is what counts, on our clock
       replies.set(applicationName, replyTime);
-      lastReply = at;
+      lastReply = before;
     }
   }
 
@@ -248,7 +255,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         ? !isStreaming(node.observation)
         : node.state.state === "apply_settings" && isUnproven();
     const eager = now < eagerUntil && isComing;
-    // a reply counts from when it's seen: where the fence hangs on replies alone, they're looked for often
+    // a reply counts from the look before: where the fence hangs on replies alone, they're looked for often
     const isCutOff = fenceAt() !== undefined && now - lastContact >= 1.25 * policy().heartbeatMs;
     if (isCutOff) return policy().heartbeatMs / 4;
     return eager ? EAGER_MS : policy().heartbeatMs;
