@@ -72,6 +72,25 @@ scenario("a standby is dropped, and made again over its own data", 90_000, async
   expect(secondary.dataDirectoryIdentity()).toBe(identity);
 });
 
+test("a node that was removed while its keeper was away stops its server, and ends", async () => {
+  await using cluster = await Cluster.twoNodes("removed");
+  const primary = await cluster.healthy(END_MS);
+  const away = cluster.other(primary);
+  await away.kill();
+  expect(away.postmaster()).toBeDefined();
+  const found = (await cluster.states()).find(({ port }) => port === away.port);
+  await cluster.askMonitor("select pgautofailover.remove_node($1::text::bigint, true)", [
+    String(found?.nodeId),
+  ]);
+  await cluster.waitForStates({ [primary.label]: "single" }, END_MS);
+  const mark = away.mark();
+  away.start();
+  await cluster.waitFor("the keeper to end", END_MS, () => away.process?.running === false);
+  expect(away.process?.exitCode).toBe(121);
+  expect(away.postmaster()).toBeUndefined();
+  expect(away.log(mark)).toContain("was removed from formation");
+}, 60_000);
+
 test("a standby promoted by hand draws no writers, is never elected, and is taken back", async () => {
   await using cluster = await Cluster.twoNodes("promoted");
   const primary = await cluster.healthy(END_MS);
