@@ -95,7 +95,7 @@ const OPEN: readonly NodeState[] = ["wait_primary", "primary", "apply_settings"]
 const SERVING: readonly NodeState[] = ["wait_primary", "primary", "apply_settings", "demote_timeout"];
 const LEAVING: readonly NodeState[] = ["draining", "demote_timeout"];
 /** A standby that receives, or may. */
-const RECEIVING: readonly NodeState[] = ["secondary", "catchingup"];
+export const RECEIVING: readonly NodeState[] = ["secondary", "catchingup"];
 /** A standby that has promised to receive nothing from the old primary any more, and is not promoted yet. */
 export const PROMISED: readonly NodeState[] = ["report_lsn", "join_secondary", "fast_forward", "prepare_promotion"];
 /** Those of them that are not being promoted, or not yet: what a failover that was called off leaves behind. */

@@ -1,5 +1,5 @@
 /** Whom to promote when the primary is to be replaced. No goals are assigned here. */
-import { type NodeState, PROMISED } from "../fsm.ts";
+import { type NodeState, PROMISED, RECEIVING } from "../fsm.ts";
 import { isAccepted, isOnLineage } from "./history.ts";
 import { isAsynchronous, overlaps, possibleSets } from "./quorum.ts";
 import type { GroupView, NodeView, Policy } from "./view.ts";
@@ -14,8 +14,6 @@ export const isHealthy = (node: NodeView, policy: Policy): boolean =>
 /** It has promised to receive nothing from the old primary, and was not told otherwise since. */
 export const hasPromised = ({ reported, goal }: NodeView): boolean =>
   PROMISED.includes(reported) && PROMISED.includes(goal);
-
-const RECEIVING: readonly NodeState[] = ["secondary", "catchingup"];
 
 /** A standby that can promise, or has. */
 const isVoter = (node: NodeView): boolean =>
@@ -56,6 +54,10 @@ const mayBePromoted = (node: NodeView, view: GroupView): boolean =>
   view.request?.target === undefined
     ? node.candidatePriority > 0
     : node.nodeId === view.request.target;
+
+/** Who is asked first: the highest candidate priority, then the most advanced, then the lowest id. */
+export const byPreference = (a: NodeView, b: NodeView): number =>
+  b.candidatePriority - a.candidatePriority || Number(b.lsn - a.lsn) || a.nodeId - b.nodeId;
 
 export function highest(nodes: readonly NodeView[]): bigint {
   let best = 0n;
@@ -147,10 +149,7 @@ export function elect(view: GroupView, primary: NodeView | undefined): Election 
   if (!lagIsAllowed(view, primary, best)) return undefined;
   const candidates = promised.healthy
     .filter((node) => mayBePromoted(node, view))
-    .toSorted(
-      (a, b) =>
-        b.candidatePriority - a.candidatePriority || Number(b.lsn - a.lsn) || a.nodeId - b.nodeId,
-    );
+    .toSorted(byPreference);
   const complete = (node: NodeView): boolean => node.lsn >= best;
   const source = promised.healthy.find(complete);
   const preferred = candidates.find((node) => complete(node) || (source && !node.passedOver));

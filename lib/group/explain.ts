@@ -1,6 +1,7 @@
 /** Why a group does not do what its operator waits for, in sentences that name the next step. */
 import { canTakeWrites, type NodeState, STATE_TRAITS, transitionFor } from "../fsm.ts";
 import {
+  byPreference,
   chosenOf,
   elect,
   hasPromised,
@@ -232,10 +233,7 @@ function ifPrimaryDied(view: GroupView, primary: NodeView | undefined): string {
   }
   const heirs = standbysOf(after, dead)
     .healthy.filter(({ candidatePriority }) => candidatePriority > 0)
-    .toSorted(
-      (a, b) =>
-        b.candidatePriority - a.candidatePriority || Number(b.lsn - a.lsn) || a.nodeId - b.nodeId,
-    );
+    .toSorted(byPreference);
   const heir = heirs[0] === undefined ? "a standby" : named(heirs[0]);
   return isAsynchronous(view)
     ? `${bytes ?? 0n} bytes or more would be lost, as the group is asynchronous: ${heir} would take over`

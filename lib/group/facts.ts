@@ -1,6 +1,6 @@
 /** GroupView → the facts that the rules read. Thresholds are compared here, and in election.ts. */
 import type { Decision, Fact, GroupRule, NodeState, Subject } from "../fsm.ts";
-import { canTakeWrites, decide, GROUP_RULES, PROMISED } from "../fsm.ts";
+import { canTakeWrites, decide, GROUP_RULES, PROMISED, RECEIVING } from "../fsm.ts";
 import {
   chosenOf,
   ELECTION_PATIENCE_MS,
@@ -19,7 +19,6 @@ import { FENCE_STOP_MS, type GroupView, type NodeView, type Policy, type SyncSet
 
 const BEING_DEMOTED: readonly NodeState[] = ["draining", "demote_timeout", "prepare_maintenance"];
 const STOPPED_BY_GOAL: readonly NodeState[] = ["draining", "demote_timeout", "demoted"];
-const RECEIVING: readonly NodeState[] = ["secondary", "catchingup"];
 const TAKES_PART: readonly NodeState[] = [...RECEIVING, ...PROMISED];
 
 /**

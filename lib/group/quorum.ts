@@ -5,6 +5,12 @@ import type { GroupView, NodeView, SyncSet } from "./view.ts";
 /** Slot and application name of a standby: what the primary's names list. */
 export const standbyName = (nodeId: number): string => `pgautofailover_standby_${nodeId}`;
 
+/** The node that a slot or an application is named after; undefined: none of ours. */
+export function standbyId(name: string): number | undefined {
+  const [, id] = /^pgautofailover_standby_(\d+)$/.exec(name) ?? [];
+  return id === undefined ? undefined : Number(id);
+}
+
 /**
  * The primary's `synchronous_standby_names`. When all members must flush, FIRST says the same as ANY,
  * and pg_stat_replication then calls them `sync`, which is what operators look for.

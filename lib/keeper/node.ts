@@ -3,7 +3,7 @@ import { rmSync } from "node:fs";
 import type { NodePaths } from "../config.ts";
 import { canTakeWrites } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
-import { isBinding, standbyName, synchronousStandbyNames } from "../group/quorum.ts";
+import { isBinding, standbyId, standbyName, synchronousStandbyNames } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
 import { hbaAddresses, isLoopback, localHbaLines } from "../pg/addresses.ts";
 import type { Binaries } from "../pg/binaries.ts";
@@ -423,7 +423,7 @@ export async function takeNames(node: Node, set: SyncSet, signal: AbortSignal): 
   }
 }
 
-const OUR_SLOT = /^pgautofailover_standby_\d+$/;
+const isOurs = (name: string): boolean => standbyId(name) !== undefined;
 
 /** One slot for each other node: created when missing, moved along on a standby, dropped with its node. */
 export async function maintainSlots(node: Node): Promise<void> {
@@ -431,7 +431,7 @@ export async function maintainSlots(node: Node): Promise<void> {
   if (seen === undefined) return;
   const wanted = new Map(peers(node).map((peer) => [standbyName(peer.nodeId), peer]));
   for (const slot of seen.slots) {
-    if (OUR_SLOT.test(slot.name) && !wanted.has(slot.name) && !slot.active)
+    if (isOurs(slot.name) && !wanted.has(slot.name) && !slot.active)
       await dropSlot(localDb(node), slot.name);
   }
   for (const [name, peer] of wanted) {
@@ -457,7 +457,7 @@ export async function maintainSlots(node: Node): Promise<void> {
 /** Slots of an earlier life hold back WAL and xmin for nobody. */
 export async function dropOwnSlots(node: Node): Promise<void> {
   const seen = await look(node);
-  const idle = seen.slots.filter(({ name, active }) => OUR_SLOT.test(name) && !active);
+  const idle = seen.slots.filter(({ name, active }) => isOurs(name) && !active);
   for (const { name } of idle) await dropSlot(localDb(node), name);
   if (idle.length > 0) await look(node);
 }

@@ -1,6 +1,7 @@
 /** What a keeper says of its node, as a value and as the walkthrough's sentence. Pure. */
 import { canTakeWrites, type NodeState, PROMISED, STATE_TRAITS } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
+import { standbyId } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
 import type { Observation } from "../pg/local.ts";
 import type { KeeperState, Report } from "../shapes.ts";
@@ -28,12 +29,10 @@ export function countsAsRunning(
 export const acknowledges = (state: NodeState): boolean =>
   canTakeWrites(state) || state === "demote_timeout";
 
-const OUR_STANDBY = /^pgautofailover_standby_(\d+)$/;
-
 const receiversOf = (seen: Observation): number[] =>
   seen.standbys.flatMap(({ applicationName, state }) => {
-    const [, id] = OUR_STANDBY.exec(applicationName) ?? [];
-    return id === undefined || state !== "streaming" ? [] : [Number(id)];
+    const id = standbyId(applicationName);
+    return id === undefined || state !== "streaming" ? [] : [id];
   });
 
 /** Best first; the report says the best that any standby has. */

@@ -169,6 +169,9 @@ const decisionsMax = (row: GroupRow): number => 8 + 4 * row.nodes.length;
 
 /** A clock that was set back leaves times in the future, by which nobody would grow old until it is there again. */
 const LOWER_FUTURE_TIMES = `
+  with lowered as (
+    update pgautofailover."group" set requesttime = clock_timestamp()
+    where formationid = $1 and groupid = $2 and requesttime > clock_timestamp())
   update pgautofailover.node n set reporttime = least(n.reporttime, now_.at), goaltime = least(n.goaltime, now_.at),
     healthchecktime = least(n.healthchecktime, now_.at), stalledsince = least(n.stalledsince, now_.at),
     promisedsince = least(n.promisedsince, now_.at), notsentto = '{}'
@@ -176,9 +179,6 @@ const LOWER_FUTURE_TIMES = `
   where n.formationid = $1 and n.groupid = $2
     and (greatest(n.reporttime, n.goaltime, n.healthchecktime, n.stalledsince, n.promisedsince) > now_.at
       or exists (select from jsonb_each_text(n.notsentto) as since where since.value::timestamptz > now_.at))`;
-const LOWER_REQUEST_TIME = `
-  update pgautofailover."group" set requesttime = clock_timestamp()
-  where formationid = $1 and groupid = $2 and requesttime > clock_timestamp()`;
 
 /**
  * Reads the group under its lock, lets the rules decide, writes goals, set and events in the same
@@ -197,9 +197,7 @@ export async function decideAndWrite(
     async (query) => {
       await query("select pgautofailover.lock_group($1, $2)", [key.formation, key.groupId]);
       const decisions: GroupDecision[] = [];
-      for (const lower of [LOWER_FUTURE_TIMES, LOWER_REQUEST_TIME]) {
-        await query(lower, [key.formation, key.groupId]);
-      }
+      await query(LOWER_FUTURE_TIMES, [key.formation, key.groupId]);
       let row = await readGroup({ query }, key);
       if (row === undefined) return undefined;
       const judgedMs = Math.min(watchedMs, judged(row));

@@ -5,13 +5,13 @@
  *
  * Needs root, `ip` (Debian: iproute2) and `nft` (nftables).
  */
-import { afterAll, test } from "bun:test";
+import { test } from "bun:test";
 import { chmodSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Cluster } from "./cluster.ts";
 import { giveTo, isRoot } from "./owner.ts";
 import { signal } from "./processes.ts";
-import { nothingLost, type Scene } from "./scenario.ts";
+import { nothingLost, onShared, type Scene } from "./scenario.ts";
 import type { Place, Service } from "./service.ts";
 import { waitFor } from "./wait.ts";
 
@@ -310,28 +310,10 @@ export type NetnsScene = Scene & { cluster: NetnsCluster; network: Network };
 export function netnsScenariosOf(label: string, count: number) {
   const obstacle = findObstacle();
   if (obstacle !== undefined) console.error(`${label} is skipped: ${obstacle}`);
-  let shared: NetnsCluster | undefined;
-  afterAll(async () => {
-    await shared?.[Symbol.asyncDispose]();
-  }, 40_000);
-  return (name: string, body: (scene: NetnsScene) => Promise<void>): void => {
-    test.skipIf(obstacle !== undefined)(
-      name,
-      async () => {
-        shared ??= await NetnsCluster.ofHosts(label, count);
-        const cluster = shared;
-        try {
-          await play(cluster, body);
-        } catch (error) {
-          console.error(`${name}\n${await cluster.story()}`);
-          shared = undefined;
-          await cluster[Symbol.asyncDispose]().catch((leak) => console.error(String(leak)));
-          throw error;
-        }
-      },
-      90_000,
-    );
-  };
+  const declare = (obstacle === undefined ? test : test.skip) as typeof test;
+  const scenario = onShared(() => NetnsCluster.ofHosts(label, count), declare);
+  return (name: string, body: (scene: NetnsScene) => Promise<void>): void =>
+    scenario(name, 90_000, (cluster) => play(cluster, body));
 }
 
 async function play(

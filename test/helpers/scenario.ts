@@ -26,18 +26,29 @@ const SETTLE_MS = 30_000;
  * @returns a function like bun's `test`, whose body gets the healthy cluster
  */
 export function scenariosOf(label: string, flags: readonly (readonly string[])[] = [[], []]) {
-  let shared: Cluster | undefined;
+  const scenario = onShared(() => Cluster.of(label, flags), test);
+  return (name: string, timeoutMs: number, body: (scene: Scene) => Promise<void>): void =>
+    scenario(name, timeoutMs, (cluster) => play(cluster, body));
+}
+
+/**
+ * Tests that share what the first of them makes, until one fails.
+ *
+ * @param declare bun's `test`, or what skips instead
+ */
+export function onShared<T extends Cluster>(make: () => Promise<T>, declare: typeof test) {
+  let shared: T | undefined;
   afterAll(async () => {
     await shared?.[Symbol.asyncDispose]();
   }, 40_000);
-  return (name: string, timeoutMs: number, body: (scene: Scene) => Promise<void>): void => {
-    test(
+  return (name: string, timeoutMs: number, body: (cluster: T) => Promise<void>): void => {
+    declare(
       name,
       async () => {
-        shared ??= await Cluster.of(label, flags);
+        shared ??= await make();
         const cluster = shared;
         try {
-          await play(cluster, body);
+          await body(cluster);
         } catch (error) {
           console.error(`${name}\n${await cluster.story()}`);
           shared = undefined;
