@@ -57,9 +57,11 @@ export const canTakeWrites = (state: NodeState): boolean => STATE_TRAITS[state].
 /** A boolean that a rule reads; `group/facts.ts` computes each in one named function. */
 export const FACTS = [
   "alone", "pair", "protected", "quorumStandby", "withoutStandby", "setDiffers", "setInForce",
-  "requested", "lossAllowed", "disputed", "electable", "chosen",
+  "requested", "planned", "lossAllowed", "disputed", "electable", "chosen",
+  "readyToHandOver", "handingOver", "handOverFailed", "handedOver",
   "selfHealthy", "selfUnhealthy", "selfGone", "selfReporting", "selfStartable", "selfDown", "selfStreaming",
   "selfStalled", "selfForked", "selfQuorum", "selfSafe", "selfElected", "selfMustFetch", "selfFetched", "fetchFailed",
+  "selfHeir", "selfInMaintenance", "selfExpendable",
   "sameTimeline", "caughtUp",
   "primaryHealthy", "primaryDown", "primaryStopped", "primarySilent", "primaryReporting", "primaryStartable",
   "writesFenced",
@@ -92,7 +94,7 @@ export type GroupRule = {
 /** The states of a primary that takes writes beside standbys, or may. */
 const OPEN: readonly NodeState[] = ["wait_primary", "primary", "apply_settings"];
 /** What a primary may report, or have as its goal, when it's to be replaced. */
-const SERVING: readonly NodeState[] = ["wait_primary", "primary", "apply_settings", "demote_timeout"];
+const SERVING: readonly NodeState[] = ["wait_primary", "primary", "apply_settings", "demote_timeout", "draining"];
 const LEAVING: readonly NodeState[] = ["draining", "demote_timeout"];
 /** A standby that receives, or may. */
 export const RECEIVING: readonly NodeState[] = ["secondary", "catchingup"];
@@ -125,7 +127,7 @@ export const GROUP_RULES: readonly GroupRule[] = [
     goals: { self: "catchingup" },
     why: "the primary is ready for the new standby" },
   { id: "R113", self: [is("catchingup")], primary: [reported(...OPEN), goal(...OPEN)],
-    when: ["selfHealthy", "selfStreaming", "sameTimeline", "caughtUp", "primaryHealthy"],
+    when: ["selfHealthy", "selfStreaming", "sameTimeline", "caughtUp", "primaryHealthy", "!selfInMaintenance"],
     goals: { self: "secondary" },
     why: "the standby streams from the primary and has caught up" },
   { id: "R114", self: [is("secondary")], primary: [is("wait_primary")],
@@ -151,6 +153,21 @@ export const GROUP_RULES: readonly GroupRule[] = [
     goals: { self: "primary" },
     why: "the new set of synchronous standbys is in force" },
 
+  // maintenance: the node is left alone, and nobody waits for it
+  { id: "R131", self: [goal("secondary")], primary: [goal(...OPEN)], when: ["selfInMaintenance", "primaryHealthy"],
+    goals: { self: "catchingup" },
+    why: "maintenance was asked for: the primary leaves it out of the synchronous set first" },
+  { id: "R132", self: [is("catchingup", "demoted")], primary: [reported(...OPEN), goal(...OPEN)],
+    when: ["selfInMaintenance", "selfExpendable"],
+    goals: { self: "maintenance" },
+    why: "no commit waits for it: it is left alone until maintenance is over" },
+  { id: "R133", self: [goal("maintenance")], primary: [goal(...OPEN)], when: ["!selfInMaintenance"],
+    goals: { self: "catchingup" },
+    why: "maintenance is over" },
+  { id: "R134", self: [is("maintenance")], primary: [goal(...LEAVING)], when: ["!selfInMaintenance"],
+    goals: { self: "report_lsn" },
+    why: "maintenance is over, and the primary is to be replaced" },
+
   // a standby is in trouble, the primary goes on without it
   { id: "R201", self: [goal("secondary")], primary: [goal(...OPEN)], when: ["selfUnhealthy", "primaryHealthy"],
     goals: { self: "catchingup" },
@@ -165,18 +182,18 @@ export const GROUP_RULES: readonly GroupRule[] = [
 
   // the primary is in trouble, its only standby takes over
   { id: "R300", self: [is(...RECEIVING, ...WAITING)], primary: [reported(...SERVING), goal(...OPEN)],
-    when: ["pair", "requested", "selfHealthy", "selfSafe"],
+    when: ["pair", "requested", "!planned", "selfHealthy", "selfSafe"],
     goals: { self: "prepare_promotion", primary: "draining" },
     why: "a failover was asked for" },
   { id: "R301", self: [is(...RECEIVING, ...WAITING)], primary: [reported(...SERVING), goal(...OPEN)],
     when: ["pair", "primaryDown", "selfHealthy", "selfSafe"],
     goals: { self: "prepare_promotion", primary: "draining" },
     why: "the primary is down and its synchronous standby has every acknowledged commit" },
-  { id: "R302", self: [reported(...SERVING, "draining"), goal("draining")],
+  { id: "R302", self: [reported(...SERVING), goal("draining")],
     when: ["!electable", "selfReporting", "selfStartable"],
     goals: { self: "wait_primary" }, sync: true,
     why: "no standby can take over any more, and none was promoted: the old primary goes on" },
-  { id: "R303", self: [is("prepare_promotion")], primary: [goal(...LEAVING)], when: ["selfHealthy"],
+  { id: "R303", self: [is("prepare_promotion")], primary: [goal(...LEAVING)], when: ["selfHealthy", "handedOver"],
     goals: { self: "stop_replication", primary: "demote_timeout" },
     why: "the candidate no longer receives from the old primary, which can't acknowledge a commit any more" },
   { id: "R304", self: [is("stop_replication")],
@@ -188,7 +205,7 @@ export const GROUP_RULES: readonly GroupRule[] = [
     when: ["primarySilent", "writesFenced", "selfHealthy"],
     goals: { self: "wait_primary", primary: "demoted" }, sync: true,
     why: "the old primary can't acknowledge commits and has been silent for node_timeout" },
-  { id: "R306", self: [goal("stop_replication")], primary: [reported(...SERVING, "draining"), goal("demote_timeout")],
+  { id: "R306", self: [goal("stop_replication")], primary: [reported(...SERVING), goal("demote_timeout")],
     when: ["selfGone", "!electable", "primaryReporting", "primaryStartable"],
     goals: { self: "demoted", primary: "wait_primary" }, sync: true,
     why: "the candidate is gone and never opened for writes: the old primary goes on" },
@@ -209,14 +226,14 @@ export const GROUP_RULES: readonly GroupRule[] = [
 
   // the primary is in trouble, and its standbys elect one of them
   { id: "R320", self: [reported(...SERVING), goal(...OPEN)],
-    when: ["!pair", "requested", "electable"],
+    when: ["!pair", "requested", "!planned", "electable"],
     goals: { self: "draining" },
     why: "a failover was asked for" },
   { id: "R321", self: [reported(...SERVING), goal(...OPEN)],
     when: ["!pair", "selfDown", "electable"],
     goals: { self: "draining" },
     why: "the primary is down, and enough standbys are there to have every acknowledged commit among them" },
-  { id: "R322", self: [reported(...RECEIVING), goal(...RECEIVING)], primary: [goal(...LEAVING)], when: [],
+  { id: "R322", self: [reported(...RECEIVING), goal(...RECEIVING)], primary: [goal(...LEAVING)], when: ["!handingOver"],
     goals: { self: "report_lsn" },
     why: "the primary is to be replaced: each standby stops receiving and reports the end of its WAL" },
   { id: "R323", self: [is("report_lsn", "join_secondary")], primary: [goal(...LEAVING)], when: ["selfElected"],
@@ -242,6 +259,23 @@ export const GROUP_RULES: readonly GroupRule[] = [
     when: ["primaryHealthy"],
     goals: { self: "catchingup" },
     why: "the group has a primary to follow" },
+
+  // a switchover: the primary hands over to a standby that has everything
+  { id: "R330", self: [is("primary")], when: ["planned", "readyToHandOver"],
+    goals: { self: "draining" },
+    why: "a switchover was asked for: it writes everything out, stops, and a standby that has it all takes over" },
+  { id: "R331", self: [is("secondary")], primary: [is("draining")], when: ["handingOver", "selfHeir"],
+    goals: { self: "prepare_promotion" },
+    why: "the primary has stopped for a switchover, and this standby takes over" },
+  { id: "R332", self: [reported(...SERVING), goal("draining")],
+    when: ["handOverFailed"],
+    goals: { self: "wait_primary" }, sync: true,
+    why: "the switchover is called off, as no standby was there with everything in time: the old primary goes on" },
+
+  { id: "R333", self: [is("prepare_promotion")], primary: [goal("draining")],
+    when: ["planned", "!handedOver", "!primaryReporting"],
+    goals: { self: "report_lsn" },
+    why: "the primary is gone in the middle of a switchover: its standbys elect one of them" },
 ];
 
 /** One node as the rules see it. */
@@ -304,7 +338,7 @@ export function decide(
 
 export const ACTIONS = [
   "initPrimary", "initStandby", "record", "prepareReplication", "becomeSingle", "enableSync", "applySettings", "disableSync",
-  "disconnect", "fastForward", "promote", "openForWrites", "stop", "resume", "rejoin", "rewindOrClone",
+  "disconnect", "fastForward", "promote", "openForWrites", "drain", "stop", "resume", "rejoin", "rewindOrClone",
 ] as const;
 export type Action = (typeof ACTIONS)[number];
 export type Transition = readonly [reported: NodeState, goal: NodeState, action: Action, why: string];
@@ -360,8 +394,19 @@ export const KEEPER_TRANSITIONS: readonly Transition[] = [
   ["join_secondary", "catchingup", "rejoin", "A primary is available, follow it"],
   ["fast_forward", "catchingup", "rejoin", "A primary is available, follow it"],
 
+  ["catchingup", "maintenance", "record", "Nobody waits for this node: it is left alone for maintenance"],
+  ["secondary", "maintenance", "record", "Nobody waits for this node: it is left alone for maintenance"],
+  ["prepare_promotion", "maintenance", "record", "The failover was called off: this node is left alone for maintenance"],
+  ["report_lsn", "maintenance", "record", "Another standby was elected: this node is left alone for maintenance"],
+  ["demoted", "maintenance", "record", "Another node is the primary: this one is left alone for maintenance"],
+  ["maintenance", "catchingup", "rejoin", "Maintenance is over, follow the primary again"],
+  ["maintenance", "secondary", "rejoin", "Maintenance is over, follow the primary again"],
+  ["maintenance", "prepare_promotion", "disconnect", "Maintenance is over, stop traffic to primary"],
+  ["maintenance", "demoted", "stop", "This server has left the group's history"],
+  ["maintenance", "report_lsn", "disconnect", "Maintenance is over, reporting the last position that was replayed"],
+
   ["wait_primary", "draining", "stop", "A failover occurred, stopping writes"],
-  ["primary", "draining", "stop", "A failover occurred, stopping writes"],
+  ["primary", "draining", "drain", "A failover occurred, stopping writes"],
   ["apply_settings", "draining", "stop", "A failover occurred, stopping writes"],
   ["wait_primary", "demote_timeout", "stop", "A failover occurred, no longer primary"],
   ["primary", "demote_timeout", "stop", "A failover occurred, no longer primary"],

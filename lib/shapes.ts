@@ -44,6 +44,7 @@ const PolicyShape: v.GenericSchema<unknown, Policy> = v.strictObject({
   postgresTimeoutMs: Count,
   caughtUpBytes: Bytes,
   fastForwardTimeoutMs: Count,
+  switchoverTimeoutMs: Count,
 });
 
 const SettingsShape: v.GenericSchema<unknown, Settings> = v.strictObject({
@@ -84,6 +85,8 @@ const AnswerShape = v.strictObject({
   goalVersion: Id,
   decidedReport: Bytes,
   dbname: v.string(),
+  /** The goal draining is part of a switchover: a checkpoint first, then a clean stop. */
+  planned: v.boolean(),
   /** Where to fetch missing WAL from, for the goal fast_forward. */
   fetchFrom: orUndefined(Id),
   sync: SyncSetShape,
@@ -112,8 +115,15 @@ export type Report = {
   /** Null: not known. Left out: this node acknowledges nothing, and has nothing to say about it. */
   readonly syncInForce?: SyncSet | null;
   readonly promotion: Promotion | null;
+  /** Of a primary that was stopped cleanly for a switchover. */
+  readonly shutdown: Shutdown | null;
+  /** The network_partition_timeout that it goes by, in milliseconds. */
+  readonly fenceMs: number;
   readonly systemIdentifier: string | null;
 };
+
+/** A clean stop: who has WAL up to `lsn` has everything, and how long nobody could write meanwhile. */
+export type Shutdown = { readonly lsn: string; readonly tookMs: number };
 
 /** A row of the monitor's view of a group; ages are computed by the database, on its clock. */
 const NodeRowShape: v.GenericSchema<
@@ -143,6 +153,9 @@ const NodeRowShape: v.GenericSchema<
   promisedMs: orUndefined(Milliseconds),
   goalAgeMs: Milliseconds,
   passedOver: v.boolean(),
+  maintenance: v.boolean(),
+  shutdown: orUndefined(v.strictObject({ lsn: Bytes, tookMs: Count })),
+  fenceMs: Count,
   fetchFrom: orUndefined(Id),
   promotion: orUndefined(v.strictObject({ timeline: Count, forkLsn: Bytes })),
   candidatePriority: Count,
@@ -161,7 +174,9 @@ const GroupRowShape = v.strictObject({
   inForce: orUndefined(SyncSetShape),
   policy: PolicyShape,
   settings: SettingsShape,
-  request: orUndefined(v.strictObject({ target: orUndefined(Id), allowDataLoss: v.boolean() })),
+  request: orUndefined(
+    v.strictObject({ target: orUndefined(Id), allowDataLoss: v.boolean(), planned: v.boolean() }),
+  ),
   disputed: v.boolean(),
   blocked: orUndefined(v.string()),
   history: v.array(TimelineShape),

@@ -4,7 +4,7 @@ import { defineCommand } from "citty";
 import { locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
 import { lossOf } from "../lib/group/explain.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
-import { waitForFailover } from "../lib/monitor/failover.ts";
+import { failoverText, failoverValues, waitForFailover } from "../lib/monitor/failover.ts";
 import {
   FORMATION_SETTINGS,
   formationSetting,
@@ -109,14 +109,32 @@ const failover = defineCommand({
       return;
     }
     const done = await waitForFailover(monitor, before, Number(last?.eventid ?? 0), timeoutMs);
-    const { name, nodeId, host, port } = done.primary;
-    const outage =
-      done.outageMs === undefined ? "" : `; nobody took writes for ${Math.round(done.outageMs)} ms`;
-    answer(
-      args.json
-        ? JSON.stringify({ nodeId, name, host, port, outageMs: done.outageMs ?? null })
-        : `Node ${nodeId} "${name}" (${host}:${port}) is the primary${outage}`,
-    );
+    answer(args.json ? JSON.stringify(failoverValues(done)) : failoverText(done));
+  },
+});
+
+const switchover = defineCommand({
+  meta: {
+    name: "switchover",
+    description:
+      "Have the healthy primary hand over to a standby, and wait for it; it goes on if that fails",
+  },
+  args: {
+    ...askArgs,
+    group: groupArg,
+    to: { type: "string", description: "The node to hand over to (whom the monitor prefers)" },
+    timeout: { type: "string", default: "60s", description: "How long to wait at most" },
+  },
+  async run({ args }) {
+    const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
+    const group = parseGroup(args.group);
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    const before = await monitor.groupView(at.formation, group);
+    const [last] = await monitor.events(at.formation, 1);
+    await monitor.switchover(at.formation, group, args.to);
+    const done = await waitForFailover(monitor, before, Number(last?.eventid ?? 0), timeoutMs);
+    answer(args.json ? JSON.stringify(failoverValues(done)) : failoverText(done));
   },
 });
 
@@ -147,6 +165,6 @@ const acceptTimeline = defineCommand({
 await main(
   defineCommand({
     meta: { name: "formation", description: "The settings of a formation, and its failovers" },
-    subCommands: { get, set, failover, "accept-timeline": acceptTimeline },
+    subCommands: { get, set, switchover, failover, "accept-timeline": acceptTimeline },
   }),
 );

@@ -4,6 +4,8 @@ import { defineCommand } from "citty";
 import { enterPgdata, locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
 import { statusOf } from "../lib/keeper/setup.ts";
 import { type MonitorClient, openMonitor } from "../lib/monitor/client.ts";
+import { waitForMaintenance } from "../lib/monitor/failover.ts";
+import { parseMeasure } from "../lib/monitor/settings.ts";
 import { answer, commonArgs, main } from "../lib/sys/cli.ts";
 import { AppError } from "../lib/sys/errors.ts";
 import { renderTable } from "../lib/sys/table.ts";
@@ -149,9 +151,44 @@ const promote = defineCommand({
   },
 });
 
+const maintenance = defineCommand({
+  meta: {
+    name: "maintenance",
+    description:
+      "on: leave this node alone, its PostgreSQL may be stopped by hand; off: take it back",
+  },
+  args: {
+    ...whichArgs,
+    state: { type: "positional", required: true, description: "on or off" },
+    allowFailover: { type: "boolean", description: "Also the primary, which hands over first" },
+    timeout: { type: "string", default: "60s", description: "How long to wait for it at most" },
+  },
+  async run({ args }) {
+    if (args.state !== "on" && args.state !== "off") {
+      throw new AppError("usage", "maintenance is on or off", { detail: { state: args.state } });
+    }
+    const on = args.state === "on";
+    const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
+    const at = locateNode(args);
+    await using monitor = openMonitor(at.monitor);
+    const { node_id: nodeId, group_id: groupId } = await stateOf(monitor, at);
+    if (on) await monitor.startMaintenance(nodeId, args.allowFailover ?? false);
+    else await monitor.stopMaintenance(nodeId);
+    const group = { formation: at.formation, groupId };
+    const { name, reported } = await waitForMaintenance(monitor, group, nodeId, on, timeoutMs);
+    answer(
+      args.json
+        ? JSON.stringify({ nodeId, name, state: reported })
+        : on
+          ? `Node ${nodeId} "${name}" is left alone; nobody starts or stops its PostgreSQL`
+          : `Node ${nodeId} "${name}" is a ${reported} again`,
+    );
+  },
+});
+
 await main(
   defineCommand({
     meta: { name: "node", description: "The settings of one node, and its promotion" },
-    subCommands: { get, set, promote },
+    subCommands: { get, set, promote, maintenance },
   }),
 );

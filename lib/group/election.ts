@@ -51,13 +51,19 @@ function lagIsAllowed(view: GroupView, primary: NodeView | undefined, best: bigi
 }
 
 const mayBePromoted = (node: NodeView, view: GroupView): boolean =>
-  view.request?.target === undefined
+  view.request?.target === undefined || view.request.planned
     ? node.candidatePriority > 0
     : node.nodeId === view.request.target;
 
-/** Who is asked first: the highest candidate priority, then the most advanced, then the lowest id. */
+/**
+ * Who is asked first: those that nobody wants left alone, of these the highest candidate priority, then the most
+ * advanced, then the lowest id.
+ */
 export const byPreference = (a: NodeView, b: NodeView): number =>
-  b.candidatePriority - a.candidatePriority || Number(b.lsn - a.lsn) || a.nodeId - b.nodeId;
+  Number(a.maintenance) - Number(b.maintenance) ||
+  b.candidatePriority - a.candidatePriority ||
+  Number(b.lsn - a.lsn) ||
+  a.nodeId - b.nodeId;
 
 export function highest(nodes: readonly NodeView[]): bigint {
   let best = 0n;

@@ -12,6 +12,7 @@ import {
   standbysOf,
 } from "./election.ts";
 import { isForked, isPrimaryDown, primaryOf } from "./facts.ts";
+import { handOverOf, isGoingOn, isReadyToHandOver } from "./handover.ts";
 import { isOnLineage } from "./history.ts";
 import { formatLsn } from "./lsn.ts";
 import { isAsynchronous, missingFrom, possibleSets } from "./quorum.ts";
@@ -42,6 +43,9 @@ function whoIsMissing(view: GroupView, primary: NodeView | undefined): string {
     const node = view.nodes.find(({ nodeId }) => nodeId === id);
     return node === undefined ? `node ${id}, which was dropped,` : named(node);
   });
+  const away = missing.filter((id) => view.nodes.find(({ nodeId }) => nodeId === id)?.maintenance);
+  if (names.length > 0 && away.length === names.length)
+    return `${names.join(", ")} may hold acknowledged commits and is in maintenance (roles/node.ts maintenance off)`;
   if (names.length > 0)
     return `${names.join(", ")} may hold acknowledged commits and can't be asked`;
   const ahead = voters.filter((node) => hasPromised(node) && !healthy.includes(node));
@@ -67,12 +71,20 @@ export function blockedReason(view: GroupView): string | undefined {
     return `Blocked: ${who} left the group's history while its primary could not be asked; roles/formation.ts accept-timeline says which one holds`;
   }
   const { policy } = view;
-  const isLost = !isReporting(primary, policy) || primary.startFailures > 0;
+  // a keeper that says so and a connection that fails: it hangs, and nobody restarts it
+  const isHung = !primary.pgRunning && primary.health === "bad";
+  const isLost = !isReporting(primary, policy) || primary.startFailures > 0 || isHung;
   const wantsFailover =
     canTakeWrites(primary.goal) &&
     ((isPrimaryDown(primary, view) && isLost) || view.request !== undefined);
   const isUnderWay = primary.goal === "draining" || primary.goal === "demote_timeout";
   if (standbys.length === 0 || !(wantsFailover || isUnderWay)) return undefined;
+  if (isGoingOn(handOverOf(view, primary))) return undefined;
+  if (view.request?.planned && canTakeWrites(primary.goal) && !isLost) {
+    return isReadyToHandOver(view, primary)
+      ? undefined
+      : "Blocked: the switchover that was asked for waits for a healthy secondary that streams from the primary and has caught up";
+  }
   // the candidate of a failover that was called off stays one until it can follow its primary again
   const chosen = isUnderWay ? chosenOf(view.nodes) : undefined;
   if (chosen && isHealthy(chosen, policy)) return undefined;
@@ -162,6 +174,7 @@ const WAITS: Partial<
     const chosen = chosenOf(nodes);
     return `${chosen ? named(chosen) : "another standby"} to take over`;
   },
+  maintenance: () => "an operator, who has it in maintenance",
   dropped: () => "the monitor to forget it",
 };
 

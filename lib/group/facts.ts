@@ -13,6 +13,7 @@ import {
   isReporting,
   isSafe,
 } from "./election.ts";
+import { handOverOf, hasBeenHandedAll, isGoingOn, isReadyToHandOver } from "./handover.ts";
 import { isAccepted, isOnLineage } from "./history.ts";
 import { desiredSet, isAsynchronous, overlaps, possibleSets, sameMembers } from "./quorum.ts";
 import { FENCE_STOP_MS, type GroupView, type NodeView, type Policy, type SyncSet } from "./view.ts";
@@ -54,6 +55,9 @@ function isStalled(node: NodeView, policy: Policy): boolean {
   return node.pgRunning && node.stalledMs >= policy.nodeTimeoutMs;
 }
 
+/** Told to go on, a primary has stopped in one of these, and is about to start again. */
+const RESUMES: readonly NodeState[] = ["draining", "demote_timeout"];
+
 /**
  * A primary is dead when its living keeper says that PostgreSQL is down (a fenced one only when it
  * can't be started again), or when nothing at all is heard of it and no standby receives anything;
@@ -62,9 +66,7 @@ function isStalled(node: NodeView, policy: Policy): boolean {
 export function isPrimaryDown(primary: NodeView, view: GroupView): boolean {
   const { policy, nodes } = view;
   if (isReporting(primary, policy)) {
-    return (
-      !primary.pgRunning && (primary.reported !== "demote_timeout" || primary.startFailures > 0)
-    );
+    return !primary.pgRunning && (!RESUMES.includes(primary.reported) || primary.startFailures > 0);
   }
   const isHeard = nodes.some(
     (node) => node.nodeId !== primary.nodeId && isHealthy(node, policy) && node.streaming,
@@ -83,13 +85,20 @@ const takesPart = ({ reported, goal }: NodeView): boolean =>
  * acknowledgements that a commit needs; or, where commits wait for nobody or the operator wants it so,
  * it has had the time to notice that nobody replies, and to stop.
  */
-function isWritesFenced(self: NodeView, view: GroupView): boolean {
-  const { policy, settings, nodes } = view;
-  const disconnected = nodes.filter((node) => hasPromised(node) || node === self);
+function isWritesFenced(self: NodeView, view: GroupView, primary: NodeView | undefined): boolean {
+  const disconnected = view.nodes.filter((node) => hasPromised(node) || node === self);
   const ids = new Set(disconnected.map(({ nodeId }) => nodeId));
-  if (!settings.strictFencing && overlaps(possibleSets(view), ids)) return true;
-  return (self.promisedMs ?? 0) >= policy.networkPartitionTimeoutMs + FENCE_STOP_MS;
+  if (!view.settings.strictFencing && overlaps(possibleSets(view), ids)) return true;
+  return (self.promisedMs ?? 0) >= fencedAfterMs(view.policy, primary);
 }
+
+/** An isolated primary has stopped after this time, also one that hasn't heard of a shorter timeout yet. */
+const fencedAfterMs = (policy: Policy, primary: NodeView | undefined): number =>
+  Math.max(policy.networkPartitionTimeoutMs, primary?.fenceMs ?? 0) + FENCE_STOP_MS;
+
+/** A primary that nothing is heard of for this long counts as dead, and has stopped itself by the timers that it knows. */
+const silentAfterMs = (policy: Policy, primary: NodeView | undefined): number =>
+  Math.max(policy.nodeTimeoutMs, fencedAfterMs(policy, primary));
 
 /** It has become a primary, or taken another turn, without the monitor's word. */
 export function isForked(node: NodeView, view: GroupView): boolean {
@@ -132,6 +141,11 @@ function setFacts(self: NodeView, view: GroupView): [Fact, boolean][] {
   ];
 }
 
+/** No commit can be waiting for it, by any set that may be in force. */
+const isExpendable = (self: NodeView, view: GroupView): boolean =>
+  isAsynchronous(view) ||
+  (possibleSets(view)?.every(({ members }) => !members.includes(self.nodeId)) ?? false);
+
 /** Commits of this group wait for somebody, when there is somebody. */
 const hasQuorumStandby = (standbys: readonly NodeView[], { settings }: GroupView): boolean =>
   settings.durability !== "performance" &&
@@ -141,6 +155,7 @@ type Shared = {
   readonly primary: NodeView | undefined;
   readonly electable: boolean;
   readonly election: ReturnType<typeof elect>;
+  readonly handOver: ReturnType<typeof handOverOf>;
 };
 
 function factsOf(self: NodeView, view: GroupView, shared: Shared): Set<Fact> {
@@ -150,12 +165,18 @@ function factsOf(self: NodeView, view: GroupView, shared: Shared): Set<Fact> {
   const standbys = nodes.filter((node) => node.nodeId !== shared.primary?.nodeId);
   const { winner, source } = shared.election ?? {};
   const chosen = chosenOf(others);
+  const { stage, heir } = shared.handOver;
   const facts: [Fact, boolean][] = [
     ["alone", others.every((node) => node.goal === "init" && node.nodeId > self.nodeId)],
     ["pair", standbys.filter(takesPart).length === 1],
     ["protected", view.settings.durability === "protection"],
     ["quorumStandby", hasQuorumStandby(standbys, view)],
     ["requested", view.request !== undefined],
+    ["planned", view.request?.planned === true],
+    ["readyToHandOver", view.request?.planned === true && isReadyToHandOver(view, self)],
+    ["handingOver", stage !== "none" && stage !== "taken"],
+    ["handOverFailed", stage === "failed"],
+    ["handedOver", hasBeenHandedAll(self, view, shared.primary)],
     ["lossAllowed", view.request?.allowDataLoss === true],
     ["disputed", view.disputed],
     ["electable", shared.electable],
@@ -174,7 +195,10 @@ function factsOf(self: NodeView, view: GroupView, shared: Shared): Set<Fact> {
     ["selfMustFetch", winner === self && source !== undefined],
     ["selfFetched", hasFetched(self, view, shared.primary)],
     ["fetchFailed", hasFailedToFetch(self, view, shared.primary)],
-    ["writesFenced", isWritesFenced(self, view)],
+    ["selfHeir", stage === "stopped" && heir === self],
+    ["selfInMaintenance", self.maintenance],
+    ["selfExpendable", isExpendable(self, view)],
+    ["writesFenced", isWritesFenced(self, view, shared.primary)],
     ...setFacts(self, view),
   ];
   if (primary) {
@@ -185,7 +209,7 @@ function factsOf(self: NodeView, view: GroupView, shared: Shared): Set<Fact> {
       ["primaryHealthy", isHealthy(primary, policy)],
       ["primaryDown", isPrimaryDown(primary, view)],
       ["primaryStopped", STOPPED_BY_GOAL.includes(primary.reported) && !primary.pgRunning],
-      ["primarySilent", !isReporting(primary, policy)],
+      ["primarySilent", primary.reportAgeMs >= silentAfterMs(policy, primary)],
       ["primaryReporting", isReporting(primary, policy)],
       ["primaryStartable", primary.startFailures === 0],
     );
@@ -218,6 +242,9 @@ function noteOf(
 ): string | undefined {
   const [promoted] = [...goals].find(([, goal]) => goal === "prepare_promotion") ?? [];
   const candidate = view.nodes.find(({ nodeId }) => nodeId === promoted);
+  if (candidate && primary?.shutdown) {
+    return `the old primary took ${primary.shutdown.tookMs} ms to stop`;
+  }
   const mayLose = isAsynchronous(view) || view.request?.allowDataLoss === true;
   if (!candidate || !primary || !mayLose) return undefined;
   const bytes = primary.lsn > candidate.lsn ? primary.lsn - candidate.lsn : 0n;
@@ -230,10 +257,12 @@ export function decideGroup(
   rules: readonly GroupRule[] = GROUP_RULES,
 ): GroupDecision | undefined {
   const primary = primaryOf(view.nodes);
+  const handOver = handOverOf(view, primary);
   const shared: Shared = {
     primary,
-    electable: isElectable(view, primary),
+    electable: isElectable(view, primary) || isGoingOn(handOver),
     election: elect(view, primary),
+    handOver,
   };
   const subjects = view.nodes.map(
     (self): Subject => ({
@@ -257,15 +286,19 @@ export function decideGroup(
 export function nextDeadlineMs(view: GroupView): number {
   const { policy } = view;
   const { nodeTimeoutMs, unreachablePrimaryTimeoutMs } = policy;
-  const fenceMs = policy.networkPartitionTimeoutMs + FENCE_STOP_MS;
+  const primary = primaryOf(view.nodes);
+  const fenceMs = fencedAfterMs(policy, primary);
+  const silentMs = silentAfterMs(policy, primary);
   const waits = view.nodes.flatMap((node) => [
     nodeTimeoutMs - node.reportAgeMs,
+    silentMs - node.reportAgeMs,
     unreachablePrimaryTimeoutMs - node.reportAgeMs,
     ...(node.stalledMs > 0 ? [nodeTimeoutMs - node.stalledMs] : []),
     ...(node.notSentToMs > 0 ? [nodeTimeoutMs - node.notSentToMs] : []),
     ...(node.promisedMs === undefined
       ? []
       : [ELECTION_PATIENCE_MS - node.promisedMs, fenceMs - node.promisedMs]),
+    ...(node.goal === "draining" ? [policy.switchoverTimeoutMs - node.goalAgeMs] : []),
     ...(node.goal === "fast_forward" ? [policy.fastForwardTimeoutMs - node.goalAgeMs] : []),
   ]);
   return Math.min(...waits.filter((wait) => wait > 0), 10_000);

@@ -127,9 +127,11 @@ export function desiredSet(
   const healthy = secondaries.filter((node) => node.replicationQuorum);
   const waited = sync.number > 0;
   if (settings.durability === "protection" && healthy.length < wanted && waited) {
-    const all = others.filter(
+    const present = others.filter(
       (node) => node.replicationQuorum && !WITHOUT_DATA.includes(goalOf(node)),
     );
+    const cared = present.filter((node) => goalOf(node) !== "maintenance" && !node.maintenance);
+    const all = cared.length > 0 ? cared : present;
     return { members: ids(all), number: Math.min(wanted, all.length) };
   }
   return { members: ids(healthy), number: Math.min(wanted, healthy.length) };

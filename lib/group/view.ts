@@ -53,6 +53,12 @@ export type NodeView = {
   readonly goalAgeMs: number;
   /** It was elected, and could not fetch the WAL that it lacks. */
   readonly passedOver: boolean;
+  /** An operator wants it left alone. */
+  readonly maintenance: boolean;
+  /** Of a primary that has stopped in an orderly way for its present goal: who has WAL up to `lsn` (bytes) has all of it. */
+  readonly shutdown: { readonly lsn: bigint; readonly tookMs: number } | undefined;
+  /** The network_partition_timeout that it last said it goes by. */
+  readonly fenceMs: number;
   /** Of a node that is to fetch WAL: the node to fetch it from. */
   readonly fetchFrom: number | undefined;
   /** Its own last promotion, whether or not it was opened for writes. */
@@ -77,6 +83,8 @@ export type Policy = {
   readonly caughtUpBytes: bigint;
   /** How long an elected standby may take to fetch the WAL that it lacks. */
   readonly fastForwardTimeoutMs: number;
+  /** How long a switchover may take until somebody takes over; the primary serves while it writes its checkpoint. */
+  readonly switchoverTimeoutMs: number;
 };
 
 export const DEFAULT_POLICY: Policy = {
@@ -87,6 +95,7 @@ export const DEFAULT_POLICY: Policy = {
   postgresTimeoutMs: 2000,
   caughtUpBytes: 16n * 1024n * 1024n,
   fastForwardTimeoutMs: 30_000,
+  switchoverTimeoutMs: 30_000,
 };
 
 /** Longest time that a fenced primary may take to stop: fast, immediate and SIGKILL together. */
@@ -132,6 +141,8 @@ export type Request = {
   readonly target: number | undefined;
   /** Also when commits may be lost by it. */
   readonly allowDataLoss: boolean;
+  /** A switchover: the primary hands over, and goes on if that fails. */
+  readonly planned: boolean;
 };
 
 export type GroupView = {

@@ -276,6 +276,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       sequence,
       startFailures,
       syncInForce: syncInForce(node),
+      shutdown: node.shutdown,
+      fenceMs: policy().networkPartitionTimeoutMs,
     });
     if (crash && !report.pgIsRunning) crash.asked ??= report.reportNo;
     const { steady, whole } = sentenceOf(report, node.config.formation, {

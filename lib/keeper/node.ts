@@ -33,7 +33,7 @@ import {
   writeManagedSettings,
   writeStandbySettings,
 } from "../pg/settings.ts";
-import type { Answer, KeeperConfig, KeeperState, Peer } from "../shapes.ts";
+import type { Answer, KeeperConfig, KeeperState, Peer, Shutdown } from "../shapes.ts";
 import { AppError, invariant } from "../sys/errors.ts";
 import { logger } from "../sys/log.ts";
 import { waitUntil } from "../sys/retry.ts";
@@ -51,6 +51,8 @@ const START_TIMEOUT_MS = 60_000;
 const SLOT_ADVANCE_BYTES = 16n * 1024n * 1024n;
 /** Demotion: fast, then immediate, then SIGKILL; together within group/view.ts FENCE_STOP_MS. */
 export const FENCE_STOP = { fastMs: 600, immediateMs: 300, killMs: 5000 };
+/** A switchover: a fast stop waits until the standbys have everything. */
+export const DRAIN_STOP = { fastMs: 3000, immediateMs: 300, killMs: 5000 };
 export const CLEAN_STOP = { fastMs: 60_000, immediateMs: 10_000, killMs: 5000 };
 
 /** How far a change of `synchronous_standby_names` has got; in force is a fact of processes, not of files. */
@@ -80,6 +82,8 @@ export type Node = {
   target: Target | undefined;
   /** This keeper is stopping the server just now: its end is no crash. */
   stopping: boolean;
+  /** How it was stopped for a switchover; forgotten with the next start. */
+  shutdown: Shutdown | undefined;
   /** The server may have ended: the loop looks at once. */
   suspect: () => void;
 };
@@ -240,6 +244,7 @@ export async function startNode(
   const { config, binaries, paths } = node;
   closeLocalDb(node);
   node.observation = undefined;
+  node.shutdown = undefined;
   let asStandby = role === "standby";
   if (node.state.promotedFrom !== null) {
     // the end of a promotion is in pg_control long before the checkpoint on its timeline
@@ -280,7 +285,8 @@ export function adoptNode(node: Node): boolean {
   return true;
 }
 
-export async function stopNode(node: Node, bounds: typeof FENCE_STOP): Promise<void> {
+/** @returns whether it ended in an orderly way: all that it wrote is in its WAL, up to a last checkpoint */
+export async function stopNode(node: Node, bounds: typeof FENCE_STOP): Promise<boolean> {
   closeLocalDb(node);
   node.stopping = true;
   let how: Awaited<ReturnType<typeof stopServer>>;
@@ -292,6 +298,7 @@ export async function stopNode(node: Node, bounds: typeof FENCE_STOP): Promise<v
     node.stopping = false;
   }
   if (how !== "not running") log.info(`PostgreSQL is stopped (${how})`);
+  return how === "fast";
 }
 
 /** Reads the settings again; true once the postmaster has. */

@@ -4,7 +4,7 @@ import { formatLsn } from "../group/lsn.ts";
 import { standbyId } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
 import type { Observation } from "../pg/local.ts";
-import type { KeeperState, Report } from "../shapes.ts";
+import type { KeeperState, Report, Shutdown } from "../shapes.ts";
 
 export const isStreaming = (seen: Observation | undefined): boolean =>
   seen?.inRecovery === true && seen.receiver?.status === "streaming";
@@ -46,6 +46,8 @@ export type ReportInput = {
   readonly sequence: bigint;
   readonly startFailures: number;
   readonly syncInForce: SyncSet | null;
+  readonly shutdown: Shutdown | undefined;
+  readonly fenceMs: number;
 };
 
 /** Who takes part in an election tells what it can replay, and no more; anybody else what it may have at most. */
@@ -75,6 +77,8 @@ export function reportOf(input: ReportInput): Report {
     startFailures: input.startFailures,
     ...(acknowledges(state.state) && { syncInForce: input.syncInForce }),
     promotion: state.promotion,
+    shutdown: (!running && input.shutdown) || null,
+    fenceMs: input.fenceMs,
     systemIdentifier: state.systemIdentifier,
   };
 }

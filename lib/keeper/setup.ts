@@ -58,6 +58,7 @@ function makeNode(config: KeeperConfig, binaries: Binaries, state: KeeperState):
     db: undefined,
     target: undefined,
     stopping: false,
+    shutdown: undefined,
     suspect: () => undefined,
   };
 }

@@ -97,7 +97,8 @@ export function nextStep(view: LocalView): Step {
     return wait("a stopped node starts nothing without contact with the monitor");
   }
   // Replaceable, or not open yet; and no action gets anywhere with a server that doesn't answer.
-  if (postgres === "hung" && traits.postgres === "up" && !traits.writes && !view.backingOff) {
+  const isOurs = traits.postgres === "up" || (state === "maintenance" && goal !== state);
+  if (postgres === "hung" && isOurs && !traits.writes && !view.backingOff) {
     return { do: "stop" };
   }
   if (goal !== state) {
@@ -110,6 +111,7 @@ export function nextStep(view: LocalView): Step {
     if (postgres === "down" && NEEDS_SERVER.includes(row[2])) return startOrWait(view);
     return { do: "transition", row };
   }
+  if (state === "maintenance") return wait("this node is in maintenance, and left alone");
   if (traits.postgres !== "up") return { do: "settle" };
   if (state === "catchingup" && postgres !== "hung" && (view.adrift || !view.dataReady)) {
     return view.backingOff ? wait("the last attempt failed") : { do: "repair" };

@@ -13,6 +13,7 @@ import { ensureRoles, promote, reloadTaken, replayedAll, requestReload } from ".
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
 import { clearStandbySettings, writeStandbySettings } from "../pg/settings.ts";
 import type { Peer } from "../shapes.ts";
+import { monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { syncDirectory } from "../sys/files.ts";
 import { waitUntil } from "../sys/retry.ts";
@@ -23,6 +24,7 @@ import {
   advanceSync,
   CLEAN_STOP,
   copyPaths,
+  DRAIN_STOP,
   dropOwnSlots,
   enforceSync,
   FENCE_STOP,
@@ -271,6 +273,22 @@ const openForWrites: Transit = async (node, signal) => {
 
 const stop: Transit = async (node) => {
   await stopNode(node, FENCE_STOP);
+};
+
+/** For a switchover the server writes a checkpoint while it still serves, and is stopped in an orderly way then. */
+const drain: Transit = async (node, signal) => {
+  if (node.answer?.planned !== true || !adoptNode(node)) return stop(node, signal);
+  log.info("Writing a checkpoint before PostgreSQL is stopped");
+  await writeCheckpoint(node, (node.answer.policy.switchoverTimeoutMs * 2) / 3, signal);
+  signal.throwIfAborted();
+  const began = monotonicMs();
+  if (!(await stopNode(node, DRAIN_STOP))) return;
+  const tookMs = Math.round(monotonicMs() - began);
+  const { state, checkpointLsn } = await controlData(node.binaries, node.config.pgdata);
+  // the record begins there, and nothing follows it
+  if (state === "shut down") {
+    node.shutdown = { lsn: formatLsn(checkpointLsn + 1n), tookMs };
+  }
 };
 
 /** Takes writes again after a failover that was called off, or a fence that nobody made use of. */
@@ -535,6 +553,7 @@ export const TRANSITIONS: Readonly<Record<Action, Transit>> = {
   fastForward,
   promote: promoteSelf,
   openForWrites,
+  drain,
   stop,
   resume,
   rejoin,
@@ -547,9 +566,13 @@ export async function checkpointTimeline(node: Node, signal: AbortSignal): Promi
     `select (select timeline_id from pg_control_checkpoint()) <
        ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int as behind`,
   );
-  if (!row?.behind) return;
+  if (row?.behind) await writeCheckpoint(node, 600_000, signal);
+}
+
+/** On a connection of its own: others are not to wait behind it. */
+async function writeCheckpoint(node: Node, timeoutMs: number, signal: AbortSignal): Promise<void> {
   const postmaster = livePostmaster(node.config.pgdata);
   if (!postmaster) return;
   await using db = openDb(localTargetOf(postmaster));
-  await db.query("CHECKPOINT", [], { timeoutMs: 600_000, signal });
+  await db.query("CHECKPOINT", [], { timeoutMs, signal });
 }

@@ -63,6 +63,12 @@ export type MonitorClient = AsyncDisposable & {
   failover(formation: string, group: number, allowDataLoss: boolean): Promise<void>;
   /** The same, to this node. */
   promote(formation: string, node: string, allowDataLoss: boolean): Promise<void>;
+  /** Asks for a switchover: the primary hands over to this node, or to whom the monitor prefers. */
+  switchover(formation: string, group: number, node: string | undefined): Promise<void>;
+  /** Has a node left alone; a primary hands over first, where that is allowed. */
+  startMaintenance(nodeId: number, allowFailover: boolean): Promise<void>;
+  /** @returns false: it wasn't in maintenance */
+  stopMaintenance(nodeId: number): Promise<boolean>;
   setCandidatePriority(formation: string, node: string, priority: number): Promise<void>;
   setReplicationQuorum(formation: string, node: string, quorum: boolean): Promise<void>;
   /** By column. */
@@ -111,6 +117,10 @@ const KINDS: Readonly<Record<string, AppError["kind"]>> = {
   PA031: "conflict",
   PA032: "conflict",
   PA033: "conflict",
+  PA034: "conflict",
+  PA035: "conflict",
+  PA036: "conflict",
+  PA037: "conflict",
 };
 const HINTS: Readonly<Record<string, string>> = {
   PA001: "Give an existing formation with --formation, and one of its groups with --group.",
@@ -132,6 +142,11 @@ const HINTS: Readonly<Record<string, string>> = {
   PA030: "roles/state.ts explain says what each node waits for.",
   PA031: "Wait until it is over: roles/state.ts explain says what it waits for.",
   PA032: "Name another node: roles/state.ts show lists them.",
+  PA034: "roles/state.ts explain says what the primary waits for.",
+  PA035: "Add --allow-failover: another node takes over first.",
+  PA036: "roles/state.ts explain says what it waits for.",
+  PA037:
+    "Add another standby, or set durability to availability meanwhile (roles/formation.ts set).",
   PA033:
     "roles/state.ts timeline shows which timeline each node is on, roles/state.ts explain what is in the way.",
 };
@@ -296,6 +311,21 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
         node,
         allowDataLoss,
       ]);
+    },
+    async switchover(formation, group, node) {
+      await ask("select pgautofailover.perform_switchover($1, $2, $3)", [
+        formation,
+        group,
+        node ?? null,
+      ]);
+    },
+    async startMaintenance(nodeId, allowFailover) {
+      await ask("select pgautofailover.start_maintenance($1, $2)", [nodeId, allowFailover]);
+    },
+    async stopMaintenance(nodeId) {
+      return (
+        single(await ask("select pgautofailover.stop_maintenance($1) as value", [nodeId])) === true
+      );
     },
     async setCandidatePriority(formation, node, priority) {
       await ask("select pgautofailover.set_node_candidate_priority($1, $2, $3)", [

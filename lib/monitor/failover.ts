@@ -1,7 +1,7 @@
 /** What follows a request for a failover, seen from the monitor's database. */
 import { canTakeWrites } from "../fsm.ts";
 import { primaryOf } from "../group/facts.ts";
-import type { GroupRow, NodeRow } from "../shapes.ts";
+import type { EventRow, GroupRow, NodeRow } from "../shapes.ts";
 import { AppError } from "../sys/errors.ts";
 import { waitUntil } from "../sys/retry.ts";
 import type { MonitorClient } from "./client.ts";
@@ -14,10 +14,27 @@ export type Failover = {
   readonly outageMs: number | undefined;
 };
 
+export const failoverValues = ({ primary, outageMs }: Failover) => ({
+  nodeId: primary.nodeId,
+  name: primary.name,
+  host: primary.host,
+  port: primary.port,
+  outageMs: outageMs === undefined ? null : Math.round(outageMs),
+});
+
+export function failoverText({ primary, outageMs }: Failover): string {
+  const outage =
+    outageMs === undefined ? "" : `; nobody took writes for ${Math.round(outageMs)} ms`;
+  return `Node ${primary.nodeId} "${primary.name}" (${primary.host}:${primary.port}) is the primary${outage}`;
+}
+
 const isOpen = (node: NodeRow): boolean =>
   canTakeWrites(node.goal) && canTakeWrites(node.reported) && node.pgRunning;
 
-/** By the monitor's clock, from its events. */
+/**
+ * By the monitor's clock, from its events. In a switchover the old primary serves until it is stopped; the event of who
+ * takes over says how long that took.
+ */
 async function outageOf(
   monitor: MonitorClient,
   before: GroupRow,
@@ -30,13 +47,49 @@ async function outageOf(
   const events = rows.filter(
     ({ eventid, groupid }) => Number(eventid) > lastEvent && groupid === before.groupId,
   );
-  const stopped = events.find(
-    ({ nodeid, goalstate }) => nodeid === old.nodeId && goalstate === "draining",
-  );
+  const isTold = ({ nodeid, goalstate }: EventRow): boolean =>
+    nodeid === old.nodeId && goalstate === "draining";
+  const stopped = events.find(({ rule }) => rule === "R331") ?? events.find(isTold);
+  const [, tookMs = "0"] = / took (\d+) ms to stop/.exec(stopped?.description ?? "") ?? [];
   const opened = events.find(
     ({ nodeid, reportedstate }) => nodeid === primaryId && canTakeWrites(reportedstate),
   );
-  return stopped && opened && opened.eventtime.getTime() - stopped.eventtime.getTime();
+  if (!stopped || !opened) return undefined;
+  return opened.eventtime.getTime() - stopped.eventtime.getTime() + Number(tookMs);
+}
+
+/**
+ * Waits until a node is left alone for maintenance, a primary after another one has taken over; or until it's back.
+ *
+ * @throws {AppError} state: it was promoted instead; timeout
+ */
+export async function waitForMaintenance(
+  monitor: MonitorClient,
+  { formation, groupId }: Pick<GroupRow, "formation" | "groupId">,
+  nodeId: number,
+  on: boolean,
+  timeoutMs: number,
+): Promise<NodeRow> {
+  const look = async (): Promise<NodeRow | undefined> => {
+    const row = await monitor.groupView(formation, groupId);
+    const node = row.nodes.find((each) => each.nodeId === nodeId);
+    if (node === undefined) {
+      throw new AppError("dropped", "the node was removed meanwhile", { detail: { node: nodeId } });
+    }
+    if (!on) return node.reported === "secondary" && node.goal === "secondary" ? node : undefined;
+    if (!node.maintenance && row.request === undefined) {
+      throw new AppError("state", "the node is needed: it is not left alone", {
+        detail: { node: node.name, state: node.reported },
+        hint: "roles/state.ts events says why.",
+      });
+    }
+    return node.reported === "maintenance" && node.goal === "maintenance" ? node : undefined;
+  };
+  return waitUntil(look, {
+    timeoutMs,
+    everyMs: LOOK_EVERY_MS,
+    what: on ? "the node to be left alone" : "the node to be a secondary again",
+  });
 }
 
 /**

@@ -31,6 +31,8 @@ export const FORMATION_SETTINGS: readonly FormationSetting[] = [
     what: "a server that answers no fresh connection for this long is down" },
   { name: "fast-forward-timeout", column: "fast_forward_timeout_ms", unit: "ms",
     what: "how long an elected standby may take to fetch the WAL that it lacks" },
+  { name: "switchover-timeout", column: "switchover_timeout_ms", unit: "ms",
+    what: "how long the primary may take to write a checkpoint and stop, until it goes on" },
   { name: "caught-up-distance", column: "caught_up_bytes", unit: "bytes",
     what: "a standby this close to its primary has caught up" },
 ];

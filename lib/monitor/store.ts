@@ -108,9 +108,12 @@ async function write(query: Db["query"], row: GroupRow, decision: GroupDecision)
       `with assigned as (
          update pgautofailover.node n set goalstate = $2, goalversion = n.goalversion + 1,
            goaltime = clock_timestamp(), statechangetime = clock_timestamp(),
-           passedover = n.passedover and $2 not in ('catchingup', 'wait_primary'),
+           passedover = n.passedover and $2 not in ('catchingup', 'wait_primary'), shutdown = null,
+           maintenance = case when $2 = 'draining' then n.maintenance or coalesce((g.request->>'maintenance')::bigint, 0) = n.nodeid
+             else n.maintenance and $2 not in ('prepare_promotion', 'single', 'wait_primary', 'primary', 'apply_settings') end,
            fetchfrom = case when $2 = 'fast_forward' then $5::bigint end
-         where n.nodeid = $1 returning n.*)
+         from pgautofailover."group" g
+         where n.nodeid = $1 and g.formationid = n.formationid and g.groupid = n.groupid returning n.*)
        select pgautofailover.log_event(assigned, $3, $4) from assigned`,
       [nodeId, goal, rule.id, text, fetchFrom ?? null],
     );

@@ -194,7 +194,7 @@ story(here, "blocked, and the operator allows that commits are lost", async (wor
     "select description as text from pgautofailover.event where rule = 'R323'",
   );
   expect(event?.text).toContain("16777216 bytes ahead: commits in them are lost");
-  expect((await row()).request).toEqual({ target: undefined, allowDataLoss: true });
+  expect((await row()).request).toEqual({ target: undefined, allowDataLoss: true, planned: false });
   await says(2, { ...PROMISED, state: "prepare_promotion", lsn: "0/3000000" });
   expect(await decide()).toMatch(/^R303/);
   await monitor.close();

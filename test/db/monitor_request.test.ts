@@ -37,7 +37,7 @@ story(
       void listener.listen("report", (text) => heard.push(text), resolve);
     });
     expect(await call("perform_promotion('default', 'node_2')")).toBe("");
-    expect((await row()).request).toEqual({ target: 2, allowDataLoss: false });
+    expect((await row()).request).toEqual({ target: 2, allowDataLoss: false, planned: false });
     expect(await news()).toEqual(['A failover of group 0 was asked for, to node 2 "node_2"']);
     await says(1, PRIMARY);
     expect(heard.length).toBeGreaterThan(0);
@@ -172,6 +172,7 @@ story(
       unreachable_primary_timeout_ms: "9000",
       postgres_timeout_ms: "700",
       fast_forward_timeout_ms: "5000",
+      switchover_timeout_ms: "6000",
       caught_up_bytes: "4096",
     };
     for (const [name, value] of Object.entries(values)) {
@@ -194,6 +195,7 @@ story(
       unreachablePrimaryTimeoutMs: 9000,
       postgresTimeoutMs: 700,
       fastForwardTimeoutMs: 5000,
+      switchoverTimeoutMs: 6000,
       caughtUpBytes: 4096n,
     };
     expect(await row()).toMatchObject({

@@ -88,6 +88,8 @@ const REPORT: Report = {
   streaming: false,
   startFailures: 0,
   promotion: null,
+  shutdown: null,
+  fenceMs: 2500,
   systemIdentifier: null,
 };
 

@@ -254,11 +254,15 @@ test("failover and promote: the request is recorded, and the answer says what fo
   expect(await says("formation", "failover")).toBe(
     'Asked for: group 0 of formation "default" fails over as soon as a standby can take over',
   );
-  expect((await group.row()).request).toEqual({ target: undefined, allowDataLoss: false });
+  expect((await group.row()).request).toEqual({
+    target: undefined,
+    allowDataLoss: false,
+    planned: false,
+  });
   expect(await says("node", "promote", "--name", "node_3")).toBe(
     'Asked for: node "node_3" takes over as soon as it can',
   );
-  expect((await group.row()).request).toEqual({ target: 3, allowDataLoss: false });
+  expect((await group.row()).request).toEqual({ target: 3, allowDataLoss: false, planned: false });
 });
 
 /** What the three keepers and the monitor do, from the request to the new primary. */
@@ -330,7 +334,11 @@ test("failover --allow-data-loss: not without a word from somebody", async () =>
   expectRefusal(refused, { code: 2, says: /must be confirmed: at least 1024 bytes/ });
   expect((await group.row()).request).toBeUndefined();
   await says("formation", "failover", "--allow-data-loss", "--yes");
-  expect((await group.row()).request).toEqual({ target: undefined, allowDataLoss: true });
+  expect((await group.row()).request).toEqual({
+    target: undefined,
+    allowDataLoss: true,
+    planned: false,
+  });
 });
 
 /** The same on a terminal, with something typed there. */
@@ -362,7 +370,11 @@ test("failover --allow-data-loss on a terminal: the number of bytes must be type
   expect(wrong).toMatchObject({ code: 2, seen: expect.stringContaining("nothing was done") });
   expect((await group.row()).request).toBeUndefined();
   expect(await onTerminal("1024\r")).toMatchObject({ code: 0 });
-  expect((await group.row()).request).toEqual({ target: undefined, allowDataLoss: true });
+  expect((await group.row()).request).toEqual({
+    target: undefined,
+    allowDataLoss: true,
+    planned: false,
+  });
 }, 30_000);
 
 // ------------------------------------------------------------ explain and timeline

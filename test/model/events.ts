@@ -7,7 +7,9 @@ import type { Laws } from "./laws.ts";
 import {
   answerOf,
   canDrop,
+  canMaintain,
   canRequest,
+  canSwitchOver,
   decideAll,
   delayReport,
   loseContact,
@@ -27,6 +29,7 @@ import {
   linked,
   type Node,
   nodeOf,
+  type Row,
   reaches,
   sameNames,
   sourceOf,
@@ -48,9 +51,10 @@ type Kind = {
 const newKeeper = (n: Node): Keeper => ({
   frozen: false,
   thawed: false,
+  guard: "listens",
   contact: "never",
-  contactAge: 0,
-  trueContactAge: 0,
+  contactAge: n.contactAge,
+  trueContactAge: n.contactAge,
   replyAge: 2,
   dryAge: 0,
   answer: undefined,
@@ -61,6 +65,7 @@ const newKeeper = (n: Node): Keeper => ({
   task: undefined,
   crash: n.pg.run === "down" && n.disk.dataReady ? "new" : "none",
   startFailures: 0,
+  shutdown: -1,
 });
 
 /** Its keeper can act. */
@@ -99,12 +104,17 @@ function dropConnections(w: World): void {
   }
 }
 
+/** Whether the age of its goal is looked at. */
+const isAgeing = ({ goal }: Row, { request, planned }: World["group"]): boolean =>
+  goal === "fast_forward" || (goal === "draining" && planned && request !== undefined);
+
 /** Time up to the next threshold; whoever can report has done so in between. */
 function tick(w: World, laws: Laws): void {
   if (w.monitorUp) w.watched = older(w.watched);
   if (w.group.request !== undefined) {
     w.group.requestAge += 1;
-    if (w.group.requestAge > 6) w.group.request = undefined;
+    const isDraining = w.nodes.some(({ row }) => row?.goal === "draining");
+    if (w.group.requestAge > 6 && !(w.group.planned && isDraining)) w.group.request = undefined;
   }
   for (const n of w.nodes) {
     const { row, keeper } = n;
@@ -112,15 +122,17 @@ function tick(w: World, laws: Laws): void {
       row.age = older(row.age);
       row.stalled = older(row.stalled, 2);
       row.promised = older(row.promised, 2);
-      row.goalAge = row.goal === "fast_forward" ? older(row.goalAge, 2) : 0;
+      row.goalAge = isAgeing(row, w.group) ? older(row.goalAge, 2) : 0;
       row.notSentTo = row.notSentTo.map((age) => older(age, 2));
     }
+    n.contactAge = older(n.contactAge, 2);
     if (!keeper) continue;
     keeper.contactAge = older(keeper.contactAge, canTakeWrites(n.disk.state) ? 2 : 1);
     keeper.trueContactAge = older(keeper.trueContactAge, canTakeWrites(n.disk.state) ? 2 : 1);
     keeper.replyAge = older(keeper.replyAge, 2);
     if (keeper.crash !== "none" && !keeper.frozen) keeper.crash = "considered";
     keeper.thawed = false;
+    if (keeper.guard === "listens") keeper.guard = "next";
     if (keeper.heard) {
       const { answer, age } = keeper.heard;
       keeper.heard = age < 1 ? { answer, age: age + 1 } : undefined;
@@ -140,6 +152,10 @@ function tick(w: World, laws: Laws): void {
     if (n.keeper) n.keeper.dryAge = n.pg.feed || n.disk.state !== "catchingup" ? 0 : 1;
     if (n.row && canReport(n, laws)) sendReport(w, n, laws, "now");
   }
+}
+
+function ask(w: World, target: number, planned: boolean, leaveAlone = 0): void {
+  Object.assign(w.group, { request: target, planned, leaveAlone, requestAge: 0 });
 }
 
 const NODE = ["node"] as const;
@@ -259,6 +275,7 @@ export const EVENTS = {
     can: (_, n) => n.on && n.known,
     happen: (w, n) => {
       n.on = false;
+      n.contactAge = 0;
       n.keeper = undefined;
       endServer(w, n);
     },
@@ -471,10 +488,38 @@ export const EVENTS = {
     of: "operator",
     args: ["host"],
     can: (w, n) => canRequest(w, n.id),
+    happen: (w, n) => ask(w, n.id, false),
+  },
+  switchover: {
+    of: "operator",
+    args: ["host"],
+    can: (w, n) => canSwitchOver(w, n.id),
+    happen: (w, n) => ask(w, n.id, true),
+  },
+  startMaintenance: {
+    of: "operator",
+    args: NODE,
+    can: (w, n) => canMaintain(w, n),
     happen: (w, n) => {
-      w.group.request = n.id;
-      w.group.requestAge = 0;
+      if (!n.row) return;
+      if (canTakeWrites(n.row.goal)) ask(w, 0, true, n.id);
+      else n.row.maintenance = true;
     },
+  },
+  stopMaintenance: {
+    of: "operator",
+    args: NODE,
+    can: (_, n) => n.row?.maintenance === true,
+    happen: (_, n) => {
+      if (n.row) n.row.maintenance = false;
+    },
+  },
+  /** In maintenance nobody starts it again. */
+  stopByHand: {
+    of: "operator",
+    args: NODE,
+    can: (_, n) => n.disk.state === "maintenance" && n.pg.run === "up",
+    happen: (w, n) => endServer(w, n),
   },
   promoteByHand: {
     of: "operator",

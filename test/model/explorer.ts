@@ -56,6 +56,7 @@ const isWithinBounds = (w: World, [name]: Event): boolean => {
 function bringToRest(from: World, context: Context, known: Set<bigint>): void {
   const w = clone(from);
   heal(w, 0, context);
+  for (const { row } of w.nodes) if (row) row.maintenance = false;
   const way: bigint[] = [];
   for (let round = 0; ; round += 1) {
     const hash = hashOf(w);

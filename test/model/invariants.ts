@@ -10,6 +10,7 @@ const isIsolated = ({ keeper: k, disk }: Node): boolean =>
   k !== undefined &&
   !k.frozen &&
   !k.thawed &&
+  k.guard === "on" &&
   k.contact !== "never" &&
   k.trueContactAge > 1 &&
   k.replyAge > 1 &&
@@ -47,10 +48,13 @@ export function isAtRest(w: World): boolean {
   const members = w.nodes.filter(({ row }) => row !== undefined);
   const primary = members.find(({ row }) => row && canTakeWrites(row.goal));
   if (primary === undefined) return members.length === 0;
-  const expected = members.length === 1 ? "single" : "primary";
+  const others = members.filter((n) => n !== primary);
+  const hasStandby = others.some(({ row }) => row?.maintenance === false);
+  const expected = others.length === 0 ? "single" : hasStandby ? "primary" : "wait_primary";
   return members.every((n) => {
     const { row, disk, pg } = n;
     if (row?.reported !== row?.goal || disk.state !== row?.goal) return false;
+    if (row?.maintenance) return row.goal === "maintenance";
     if (n === primary) return row?.goal === expected && isWritable(n) && canAcknowledge(w, n);
     return row?.goal === "secondary" && pg.run === "up" && pg.wal === primary.pg.wal;
   });

@@ -4,6 +4,7 @@ import type { SyncSet } from "../../lib/group/view.ts";
 import type { Step } from "../../lib/keeper/step.ts";
 import type { Laws } from "./laws.ts";
 import {
+  acknowledge,
   append,
   endServer,
   isPart,
@@ -210,6 +211,22 @@ const disconnect: readonly Phase[] = [
   },
 ];
 
+/** A fast stop waits until every standby that is connected has everything; past its bound it is no orderly one. */
+function stopInOrder(w: World, n: Node, keeper: Keeper, laws: Laws): void {
+  const served = w.nodes.filter(
+    ({ pg }) => pg.from === n.id && pg.feed !== undefined && pg.run !== "down",
+  );
+  if (served.some(({ id, pg }) => pg.run !== "up" || !linked(w, id, n.id))) return;
+  if (laws.stopsAtOnce) {
+    keeper.shutdown = Math.min(n.pg.wal.length, ...served.map(({ pg }) => pg.wal.length));
+    return;
+  }
+  for (const { pg } of served) pg.wal = n.pg.wal;
+  keeper.shutdown = n.pg.wal.length;
+  // the replies have reached it before it ends
+  acknowledge(w);
+}
+
 const advance: Phase = (w, n, keeper, laws) =>
   n.pg.run === "up" && (advanceSync(w, n, keeper, laws) || undefined);
 
@@ -308,6 +325,13 @@ const ACTIONS: Readonly<Record<Action, readonly Phase[]>> = {
       return true;
     },
   ],
+  drain: [
+    (w, n, keeper, laws) => {
+      if (keeper.answer?.planned && n.pg.run === "up") stopInOrder(w, n, keeper, laws);
+      endServer(w, n);
+      return true;
+    },
+  ],
   stop: [
     (w, n) => {
       endServer(w, n);
@@ -335,6 +359,7 @@ function isAdrift(n: Node, keeper: Keeper): boolean {
 }
 
 export function isFenceDue({ disk }: Node, keeper: Keeper, laws: Laws): boolean {
+  if (keeper.guard === "listens") return false;
   const fence = laws.fenceAtMs({
     lastContactMs: -keeper.contactAge * TICK_MS,
     lastReplyMs: -keeper.replyAge * TICK_MS,
@@ -410,6 +435,12 @@ function goOn(w: World, n: Node, keeper: Keeper, { laws }: Context): void {
 
 /** One turn of the loop: the step that the product chooses, or the next effect of the one under way. */
 export function turn(w: World, n: Node, keeper: Keeper, context: Context): void {
+  const { guard } = keeper;
+  act(w, n, keeper, context);
+  if (guard === "next") keeper.guard = "on";
+}
+
+function act(w: World, n: Node, keeper: Keeper, context: Context): void {
   const step = stepOf(n, keeper, context.laws);
   const { state, goal } = n.disk;
   if (n.pg.run === "starting" && keeper.task === undefined && step.do !== "fence") {

@@ -1,4 +1,5 @@
 /** A world as text: two worlds with the same key go on in the same way. */
+import { canTakeWrites } from "../../lib/fsm.ts";
 import type { SyncSet } from "../../lib/group/view.ts";
 import type { Answer, Node, World } from "./world.ts";
 
@@ -34,23 +35,23 @@ export function keyOf(w: World): string {
         : "-";
   const answer = (of: Answer | undefined, rank: (version: number) => number): string =>
     of
-      ? `${of.goal} ${rank(of.goalVersion)} ${of.upstream} ${of.source} ${of.sourceLsn} ${flag(of.considered)} ${set(of.sync)}`
+      ? `${of.goal} ${rank(of.goalVersion)} ${of.upstream} ${of.source} ${of.sourceLsn} ${flag(of.considered)}${flag(of.planned)} ${set(of.sync)}`
       : "-";
   const node = (n: Node): string => {
     const { row, late, on, known, disk: d, pg, keeper: k } = n;
     // a goal is the present one, or it isn't: nothing more is made of its version
     const rank = (version: number): number => flag(version >= (row?.goalVersion ?? 0));
-    let text = `${flag(on)}${flag(known)};`;
+    let text = `${flag(on)}${flag(known)}${canTakeWrites(d.state) ? n.contactAge : ""};`;
     if (row) {
       text +=
         `${row.reported} ${row.goal} ${flag(row.pgRunning)}${row.startFailures}${flag(row.inRecovery)}` +
-        `${flag(row.streaming)}${flag(row.passedOver)}${flag(row.considered)}${flag(row.quorum)} ${row.timeline} ` +
+        `${flag(row.streaming)}${flag(row.passedOver)}${flag(row.maintenance)}${row.shutdown} ${flag(row.considered)}${flag(row.quorum)} ${row.timeline} ` +
         `${row.lsn} ${row.promotion?.timeline} ${row.promotion?.forkLsn} ${row.age} ${row.stalled} ${row.promised} ` +
         `${row.goalAge} ${row.fetchFrom} ${row.priority} ${row.notSentTo.join("")}`;
     }
     if (late) {
       const { report: r } = late;
-      text += `;${flag(late.overtaken)} ${rank(r.goalVersion)} ${r.reported} ${flag(r.pgRunning)} ${r.startFailures} ${r.timeline} ${r.lsn} ${r.inRecovery} ${flag(r.streaming)} ${r.promotion?.timeline} ${flag(r.asks)} ${r.sendsTo} ${set(r.inForce)}`;
+      text += `;${flag(late.overtaken)} ${rank(r.goalVersion)} ${r.reported} ${flag(r.pgRunning)} ${r.startFailures} ${r.timeline} ${r.lsn} ${r.inRecovery} ${flag(r.streaming)} ${r.promotion?.timeline} ${r.shutdown} ${flag(r.asks)} ${r.sendsTo} ${set(r.inForce)}`;
     }
     text +=
       `;${d.state} ${d.goal} ${rank(d.goalVersion)} ${ranks.get(d.syncVersion)} ${d.following} ${d.promotedFrom} ${d.promotion?.timeline} ` +
@@ -59,7 +60,7 @@ export function keyOf(w: World): string {
       `${pg.feed ? `${pg.feed.number}(${pg.feed.members})` : "-"} ${pg.names.number}(${pg.names.members}) ${ranks.get(pg.proof)};`;
     if (k) {
       text +=
-        `${flag(k.frozen)}${flag(k.thawed)} ${k.contact} ${k.contactAge}${k.trueContactAge}${k.replyAge}${k.dryAge} ${k.crash} ${k.startFailures} ` +
+        `${flag(k.frozen)}${flag(k.thawed)}${k.guard} ${k.contact} ${k.contactAge}${k.trueContactAge}${k.replyAge}${k.dryAge} ${k.crash} ${k.startFailures} ${k.shutdown} ` +
         `${k.task?.to} ${k.task?.action} ${k.task?.phase} ${k.task?.failed} ${k.sync?.from} ${set(k.sync?.set)} ${set(k.proven)} ` +
         `${k.written ? `${k.written.number}(${k.written.members})` : "-"} ${answer(k.answer, rank)} ` +
         `${k.heard ? `${k.heard.age} ${answer(k.heard.answer, rank)}` : "-"}`;
@@ -70,7 +71,7 @@ export function keyOf(w: World): string {
   const s = g.settings;
   return (
     `${w.nodes.map(node).join("|")}|${set(g.sync)} ${g.pending.map(set)} ${set(g.inForce)} ` +
-    `${g.history.map((h) => `${h.timeline}@${h.forkLsn}`)} ${g.request} ${g.requestAge} ${flag(g.disputed)} ` +
+    `${g.history.map((h) => `${h.timeline}@${h.forkLsn}`)} ${g.request} ${flag(g.planned)}${g.leaveAlone} ${g.requestAge} ${flag(g.disputed)} ` +
     `${s.durability} ${s.numberSyncStandbys} ${flag(s.strictFencing)} ${flag(w.monitorUp)} ${w.watched} ${w.cuts} ` +
     `${w.acked} ${flag(w.lossy)} ${w.serial} ${w.faultsLeft} ${w.commitsLeft} ${w.operationsLeft}`
   );

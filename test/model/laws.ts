@@ -37,6 +37,8 @@ export const LAWS = {
   forgetsPromise: false,
   /** The promise is reported before the receiver has ended. */
   promisesEarly: false,
+  /** An orderly stop waits for no standby, and reports what all of them have. */
+  stopsAtOnce: false,
   /** A promotion goes on with the timeline that the standby was on. */
   keepsTimeline: false,
 };

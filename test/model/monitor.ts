@@ -43,6 +43,7 @@ export function reportOf(w: World, n: Node, keeper: Keeper, laws: Laws): Report 
         ? w.nodes.flatMap((m) => (m.pg.feed && m.pg.from === n.id ? [m.id] : []))
         : undefined,
     promotion: disk.promotion,
+    shutdown: pgRunning ? -1 : keeper.shutdown,
     asks: keeper.crash === "new" && !pgRunning,
     inForce: laws.acknowledges(disk.state) ? (keeper.proven ?? null) : undefined,
   };
@@ -78,6 +79,7 @@ export function record(w: World, n: Node, report: Report, credulous = false): vo
         ? -1
         : Math.max(0, row.notSentTo[at] ?? 0),
     ),
+    shutdown: credulous || goalVersion >= row.goalVersion ? said.shutdown : -1,
     age: 0,
     stalled: said.streaming ? -1 : Math.max(0, row.stalled),
     promised: HAS_PROMISED.includes(reported) ? Math.max(0, row.promised) : -1,
@@ -98,7 +100,17 @@ export function answerOf(w: World, n: Node): Answer | undefined {
   }
   const { goal, goalVersion, considered, fetchFrom: source } = n.row;
   const sourceLsn = w.nodes[source - 1]?.row?.lsn ?? -1;
-  return { goal, goalVersion, considered, sync: w.group.sync, upstream, source, sourceLsn };
+  const planned = goal === "draining" && w.group.request !== undefined && w.group.planned;
+  return {
+    goal,
+    goalVersion,
+    considered,
+    planned,
+    sync: w.group.sync,
+    upstream,
+    source,
+    sourceLsn,
+  };
 }
 
 /** @param age of the contact: since the report was sent */
@@ -119,6 +131,7 @@ export function takeAnswer(
   keeper.contact = "fresh";
   keeper.contactAge = laws?.countsFromReceipt ? 0 : age;
   keeper.trueContactAge = age;
+  n.contactAge = keeper.contactAge;
   keeper.answer = answer;
   n.disk.goal = answer.goal;
   n.disk.goalVersion = answer.goalVersion;
@@ -196,6 +209,9 @@ export function viewOf(w: World): GroupView {
       promisedMs: row.promised < 0 ? undefined : ms(row.promised),
       goalAgeMs: ms(row.goalAge),
       passedOver: row.passedOver,
+      maintenance: row.maintenance,
+      shutdown: row.shutdown < 0 ? undefined : { lsn: BigInt(row.shutdown), tookMs: 0 },
+      fenceMs: POLICY.networkPartitionTimeoutMs,
       fetchFrom: row.fetchFrom || undefined,
       promotion: row.promotion,
       candidatePriority: row.priority,
@@ -213,7 +229,10 @@ export function viewOf(w: World): GroupView {
     policy: POLICY,
     settings: group.settings,
     history: group.history,
-    request: group.request === undefined ? undefined : { target, allowDataLoss: false },
+    request:
+      group.request === undefined
+        ? undefined
+        : { target, allowDataLoss: false, planned: group.planned },
     disputed: group.disputed,
   };
 }
@@ -228,13 +247,13 @@ const CACHE_MAX = 200_000;
 function keyOfView(w: World): string {
   const { group } = w;
   const s = group.settings;
-  let key = `${w.watched} ${group.request} ${group.disputed} ${s.durability} ${s.numberSyncStandbys} ${s.strictFencing}`;
+  let key = `${w.watched} ${group.request} ${+group.planned} ${group.disputed} ${s.durability} ${s.numberSyncStandbys} ${s.strictFencing}`;
   key += [group.sync, group.inForce, ...group.pending].map(setText).join("|");
   for (const { timeline, forkLsn } of group.history) key += ` ${timeline}@${forkLsn}`;
   for (const n of w.nodes) {
     const { row } = n;
     if (!row) continue;
-    key += `${n.id} ${row.age > 0 ? healthOf(w, n) : ""} ${row.reported} ${row.goal} ${+row.pgRunning}${row.startFailures}${row.age}${row.stalled}${row.promised}${row.goalAge}${row.notSentTo.join("")}${+row.passedOver}${+row.inRecovery}${+row.streaming}${+row.quorum} ${row.timeline} ${row.lsn} ${row.priority} ${row.promotion?.timeline} ${row.promotion?.forkLsn};`;
+    key += `${n.id} ${row.age > 0 ? healthOf(w, n) : ""} ${row.reported} ${row.goal} ${+row.pgRunning}${row.startFailures}${row.age}${row.stalled}${row.promised}${row.goalAge}${row.notSentTo.join("")}${+row.passedOver}${+row.maintenance}${row.shutdown}${+row.inRecovery}${+row.streaming}${+row.quorum} ${row.timeline} ${row.lsn} ${row.priority} ${row.promotion?.timeline} ${row.promotion?.forkLsn};`;
   }
   return key;
 }
@@ -270,6 +289,9 @@ function assign(w: World, n: Node, goal: NodeState, fetchFrom: number, laws: Law
   row.goalVersion += 1;
   row.goalAge = 0;
   row.fetchFrom = fetchFrom;
+  row.shutdown = -1;
+  if (goal === "draining") row.maintenance ||= w.group.leaveAlone === n.id;
+  else if (goal === "prepare_promotion" || canTakeWrites(goal)) row.maintenance = false;
   if (goal === "catchingup" || goal === "wait_primary") row.passedOver = false;
   if (goal === "prepare_promotion" && laws.isAsynchronous(viewOf(w))) w.lossy = true;
   if (from === "stop_replication" && canTakeWrites(goal)) {
@@ -342,6 +364,8 @@ export function register(w: World, n: Node): void {
     promised: -1,
     goalAge: 0,
     passedOver: false,
+    maintenance: false,
+    shutdown: -1,
     fetchFrom: 0,
     considered: false,
     priority: 50,
@@ -389,6 +413,29 @@ export function canRequest(w: World, target: number): boolean {
   return (
     goals.some(({ goal }) => standbys.includes(goal)) &&
     !goals.some(({ goal }) => promoted.includes(goal))
+  );
+}
+
+/** Whether `perform_switchover` takes this request; 0: to whom the monitor prefers. */
+export const canSwitchOver = (w: World, target: number): boolean =>
+  !(w.group.request !== undefined && w.group.planned) &&
+  goalsOf(w).some(({ goal }) => goal === "primary" || goal === "apply_settings") &&
+  w.nodes.some(
+    ({ id, row }) => row?.goal === "secondary" && (target === 0 ? row.priority > 0 : id === target),
+  );
+
+/** Whether `start_maintenance` takes this node, of which the primary hands over first. */
+export function canMaintain(w: World, { id, row }: Node): boolean {
+  if (row === undefined || row.maintenance) return false;
+  if (row.goal === "primary" || row.goal === "apply_settings") return canSwitchOver(w, 0);
+  if (!["secondary", "catchingup", "demoted"].includes(row.goal)) return false;
+  if (!goalsOf(w).some(({ goal }) => canTakeWrites(goal))) return false;
+  const isProtected = w.group.settings.durability === "protection" && row.quorum;
+  return (
+    !isProtected ||
+    w.nodes.some(
+      (n) => n.id !== id && n.row?.goal === "secondary" && n.row.quorum && !n.row.maintenance,
+    )
   );
 }
 

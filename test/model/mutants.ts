@@ -181,6 +181,20 @@ export const MUTANTS: readonly Mutant[] = [
     STUCK,
   ),
   text(
+    "R303 promotes an heir that lacks what the primary had when it stopped",
+    "fsm.ts",
+    'when: ["selfHealthy", "handedOver"]',
+    'when: ["selfHealthy"]',
+    UNSAFE,
+  ),
+  text(
+    "R133 never fires: maintenance has no end",
+    "fsm.ts",
+    'self: [goal("maintenance")], primary: [goal(...OPEN)]',
+    'self: [goal("prepare_maintenance")], primary: [goal(...OPEN)]',
+    STUCK,
+  ),
+  text(
     "a transition's row is missing",
     "fsm.ts",
     '["join_secondary", "catchingup", "rejoin", "A primary is available, follow it"],',
@@ -242,6 +256,7 @@ export const MUTANTS: readonly Mutant[] = [
   effect("a set is in force before the walsenders have read it", "trustsOldSenders", UNSAFE, 4),
   effect("a promise is forgotten in a crash", "forgetsPromise", UNSAFE),
   effect("a promise is reported before the receiver has ended", "promisesEarly", UNSAFE),
+  effect("a stop that doesn't wait for the standbys counts as orderly", "stopsAtOnce", UNSAFE),
   effect("a promotion stays on its timeline", "keepsTimeline", UNSAFE),
 ];
 

@@ -24,6 +24,10 @@ const OF_OPERATORS: readonly EventName[] = [
   "durability",
   "quorum",
   "writeByHand",
+  "switchover",
+  "startMaintenance",
+  "stopMaintenance",
+  "stopByHand",
 ];
 
 const faultsBut = (...names: EventName[]): EventName[] =>

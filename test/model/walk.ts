@@ -129,6 +129,7 @@ export function converge(w: World, missing: number, context: Context): number {
     steps += way.steps;
     if (way.done) continue;
     if (isBlocked(w, context.laws)) continue;
+    if (w.nodes.some(({ row }) => row?.maintenance)) continue;
     if (away > 0 && w.nodes.every(({ id, row }) => id === away || !row)) continue;
     throw new Violation(
       `S4: the group doesn't come to rest${away > 0 ? ` without node ${away}` : ""}, and doesn't say why`,
@@ -136,7 +137,8 @@ export function converge(w: World, missing: number, context: Context): number {
   }
   // an operator clears what only an operator can
   if (!isAtRest(w)) {
-    for (const { row } of w.nodes) if (row) row.priority = 50;
+    for (const { row } of w.nodes)
+      if (row) Object.assign(row, { priority: 50, maintenance: false });
     const way = settle(w, 0, context);
     steps += way.steps;
     if (!way.done && !isBlocked(w, context.laws)) {
@@ -213,6 +215,10 @@ const RECOVERIES: Weights = [
 ];
 const OPERATORS: Weights = [
   ["failover", 8],
+  ["switchover", 8],
+  ["startMaintenance", 4],
+  ["stopMaintenance", 4],
+  ["stopByHand", 1],
   ["priority", 3],
   ["quorum", 3],
   ["numberSync", 3],

@@ -24,6 +24,7 @@ export const POLICY = {
   nodeTimeoutMs: 2 * TICK_MS,
   unreachablePrimaryTimeoutMs: 3 * TICK_MS,
   fastForwardTimeoutMs: 2 * TICK_MS,
+  switchoverTimeoutMs: 2 * TICK_MS,
 };
 /** Ages count ticks; beyond this no threshold is left to cross. */
 export const AGE_MAX = 3;
@@ -78,6 +79,7 @@ export type Answer = {
   readonly source: number;
   readonly sourceLsn: number;
   readonly considered: boolean;
+  readonly planned: boolean;
 };
 
 export type Task = {
@@ -93,6 +95,8 @@ export type Keeper = {
   frozen: boolean;
   /** It has just woken up. */
   thawed: boolean;
+  /** A keeper that has just been started listens before it fences anybody, and guards its primary from its next turn on. */
+  guard: "listens" | "next" | "on";
   contact: "fresh" | "lost" | "never";
   /** Of the report that was answered last, since it was sent. */
   contactAge: number;
@@ -112,6 +116,8 @@ export type Keeper = {
   task: Task | undefined;
   crash: "none" | "new" | "asked" | "considered";
   startFailures: number;
+  /** Where the WAL ended when the server was stopped in an orderly way for a switchover; -1: it wasn't. */
+  shutdown: number;
 };
 
 export type Report = {
@@ -128,6 +134,8 @@ export type Report = {
   /** Whom it sends WAL to; undefined: nothing to say about it. */
   readonly sendsTo: readonly number[] | undefined;
   readonly promotion: Promotion | undefined;
+  /** -1: it was not stopped in an orderly way. */
+  readonly shutdown: number;
   /** Its first word of a crash: it waits until that has been considered. */
   readonly asks: boolean;
   /** null: not known; undefined: nothing to say about it. */
@@ -153,6 +161,8 @@ export type Row = {
   promised: number;
   goalAge: number;
   passedOver: boolean;
+  maintenance: boolean;
+  shutdown: number;
   fetchFrom: number;
   considered: boolean;
   priority: number;
@@ -168,6 +178,8 @@ export type Node = {
   on: boolean;
   /** Registered once; gone for good after that. */
   known: boolean;
+  /** Of the last report that was answered: what its keepers hand down to one another until the power goes. */
+  contactAge: number;
   disk: Disk;
   pg: Pg;
   keeper: Keeper | undefined;
@@ -180,6 +192,9 @@ export type Group = {
   history: readonly Timeline[];
   /** undefined: none; else the node to promote, 0 whoever is elected. */
   request: number | undefined;
+  planned: boolean;
+  /** The primary that is to be left alone afterwards; 0: none. */
+  leaveAlone: number;
   requestAge: number;
   disputed: boolean;
   settings: Settings;
@@ -322,6 +337,7 @@ export function emptyWorld(
       late: undefined,
       on: true,
       known: false,
+      contactAge: 0,
       disk: { ...DISK },
       pg: { ...PG },
       keeper: undefined,
@@ -332,6 +348,8 @@ export function emptyWorld(
       inForce: undefined,
       history: [],
       request: undefined,
+      planned: false,
+      leaveAlone: 0,
       requestAge: 0,
       disputed: false,
       settings: {
@@ -422,6 +440,7 @@ export function startServer(n: Node, role: "primary" | "standby"): boolean {
   pg.readOnly = disk.readOnly;
   pg.proof = 0;
   if (keeper) {
+    keeper.shutdown = -1;
     keeper.sync = undefined;
     keeper.proven = undefined;
     keeper.startFailures = 0;
@@ -441,7 +460,7 @@ export function endServer(w: World, n: Node): void {
 export const isUnguarded = ({ keeper, pg }: Node): boolean =>
   pg.names.number === 0 &&
   pg.names.members.length > 0 &&
-  (keeper === undefined || keeper.frozen || keeper.thawed);
+  (keeper === undefined || keeper.frozen || keeper.thawed || keeper.guard !== "on");
 
 /** How many entries `number` of these have, once they could be heard; -1: too few are there. */
 function flushedBy(w: World, p: Node, { members, number }: Names, able: boolean): number {

@@ -139,6 +139,7 @@ const ANSWER = {
   goalVersion: 3,
   decidedReport: "8589934593",
   dbname: "postgres",
+  planned: false,
   fetchFrom: null,
   sync: { version: 2, primaryId: 1, members: ["7"], number: 1 },
   policy: {
@@ -149,6 +150,7 @@ const ANSWER = {
     postgresTimeoutMs: 2000,
     caughtUpBytes: "16777216",
     fastForwardTimeoutMs: 30_000,
+    switchoverTimeoutMs: 30_000,
   },
   nodes: [
     {
@@ -216,6 +218,9 @@ describe("what crosses a process", () => {
     promisedMs: null,
     goalAgeMs: "12.25",
     passedOver: false,
+    maintenance: false,
+    shutdown: null,
+    fenceMs: 2500,
     fetchFrom: null,
     promotion: null,
     candidatePriority: 50,
@@ -267,7 +272,7 @@ describe("what crosses a process", () => {
       ...row,
       pending: [set],
       inForce: set,
-      request: { target: null, allowDataLoss: true },
+      request: { target: null, allowDataLoss: true, planned: false },
       history: [{ timeline: 2, parent: 1, forkLsn: "9007199254740993" }],
       nodes: [
         {
@@ -276,13 +281,14 @@ describe("what crosses a process", () => {
           notSentToMs: "2.5",
           fetchFrom: "2",
           promotion: { timeline: 2, forkLsn: "83886080" },
+          shutdown: { lsn: "83886080", tookMs: 41 },
         },
       ],
     });
     const expected = { version: 3, primaryId: 1, members: [2, 3], number: 1 };
     expect(parsed.pending).toEqual([expected]);
     expect(parsed.inForce).toEqual(expected);
-    expect(parsed.request).toEqual({ target: undefined, allowDataLoss: true });
+    expect(parsed.request).toEqual({ target: undefined, allowDataLoss: true, planned: false });
     expect(parsed.history).toEqual([{ timeline: 2, parent: 1, forkLsn: 9_007_199_254_740_993n }]);
     expect(parsed.nodes[0]).toMatchObject({
       promisedMs: 7.5,

@@ -14,6 +14,7 @@ const TIMERS = {
   unreachable_primary_timeout: DEFAULT_POLICY.unreachablePrimaryTimeoutMs,
   postgres_timeout: DEFAULT_POLICY.postgresTimeoutMs,
   fast_forward_timeout: DEFAULT_POLICY.fastForwardTimeoutMs,
+  switchover_timeout: DEFAULT_POLICY.switchoverTimeoutMs,
 };
 
 test.each(Object.entries(TIMERS))(

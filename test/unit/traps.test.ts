@@ -252,6 +252,8 @@ test("the schema's lists of states are those of the tables", () => {
     chosen,
     ["init", "wait_standby"],
     ["catchingup", "wait_primary", "fast_forward"], // goals that wait for a position
+    ["primary", "apply_settings"], // who can hand over
+    ["secondary", "catchingup", "demoted"], // who can be left alone
   ].map((states) => [...states].toSorted().join());
   expect(
     lists.map((list) => list.toSorted().join()).filter((list) => !known.includes(list)),

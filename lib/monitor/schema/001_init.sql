@@ -20,6 +20,7 @@ create table pgautofailover.formation (
     unreachable_primary_timeout_ms  int not null default 30000,
     postgres_timeout_ms             int not null default 2000 check (postgres_timeout_ms >= 500),
     fast_forward_timeout_ms         int not null default 30000 check (fast_forward_timeout_ms >= 1000),
+    switchover_timeout_ms           int not null default 30000 check (switchover_timeout_ms >= 1000),
     caught_up_bytes                 bigint not null default 16777216 check (caught_up_bytes >= 0),
     -- A fenced primary needs up to 1.2 s to stop: nobody may be judged dead before that is over.
     constraint fence_before_failover check (node_timeout_ms > network_partition_timeout_ms + 1200),
@@ -40,7 +41,8 @@ create table pgautofailover."group" (
     syncpending  jsonb not null default '[]',
     -- what it last reported to be in force; null: not known
     syncinforce  jsonb,
-    -- what an operator has asked for, and when: {"target": node id or null, "allowDataLoss": boolean}
+    -- what an operator has asked for, and when: {"target": node id or null, "allowDataLoss": boolean, "planned": boolean,
+    -- "maintenance": id of the primary that is to be left alone afterwards, or null}
     request      jsonb,
     requesttime  timestamptz not null default clock_timestamp(),
     -- a server left the history while the primary could not be asked: an operator must say which timeline holds
@@ -96,6 +98,13 @@ create table pgautofailover.node (
     passedover         boolean not null default false,
     -- the node from which it is to fetch that WAL
     fetchfrom          bigint,
+    -- an operator wants it left alone
+    maintenance        boolean not null default false,
+    -- of a primary that was stopped cleanly for its present goal: {"lsn": pg_lsn, "tookMs": int}; who has WAL up to there
+    -- has everything
+    shutdown           jsonb,
+    -- the network_partition_timeout that it goes by, in ms, by its own word
+    fencems            int not null default 0,
     -- its own last promotion, which need not have opened for writes: {"timeline": int, "forkLsn": pg_lsn}
     promotion          jsonb,
     startfailures      int not null default 0,
@@ -177,7 +186,7 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
         'heartbeatMs', (f).heartbeat_ms, 'networkPartitionTimeoutMs', (f).network_partition_timeout_ms,
         'nodeTimeoutMs', (f).node_timeout_ms, 'unreachablePrimaryTimeoutMs', (f).unreachable_primary_timeout_ms,
         'postgresTimeoutMs', (f).postgres_timeout_ms, 'caughtUpBytes', (f).caught_up_bytes::text,
-        'fastForwardTimeoutMs', (f).fast_forward_timeout_ms);
+        'fastForwardTimeoutMs', (f).fast_forward_timeout_ms, 'switchoverTimeoutMs', (f).switchover_timeout_ms);
 $$;
 
 -- What a keeper needs to know after a report; everything is read at one moment.
@@ -187,6 +196,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         'nodeId', n.nodeid, 'groupId', n.groupid, 'name', n.nodename,
         'goal', n.goalstate, 'goalVersion', n.goalversion, 'decidedReport', n.decidedreport::text,
         'dbname', f.dbname, 'fetchFrom', n.fetchfrom,
+        'planned', n.goalstate = 'draining' and coalesce((g.request->>'planned')::boolean, false),
         'sync', pgautofailover.assigned_set(g), 'policy', pgautofailover.policy(f),
         'nodes', (select coalesce(jsonb_agg(jsonb_build_object(
                 'nodeId', p.nodeid, 'name', p.nodename, 'host', p.nodehost, 'port', p.nodeport,
@@ -340,6 +350,11 @@ begin
     new.inrecovery := coalesce((report->>'inRecovery')::boolean, old.inrecovery);
     new.streaming := is_streaming;
     new.startfailures := (report->>'startFailures')::int;
+    new.shutdown := nullif(report->'shutdown', 'null');
+    if (report->>'goalVersion')::bigint < old.goalversion then
+        new.shutdown := null;
+    end if;
+    new.fencems := coalesce((report->>'fenceMs')::int, old.fencems);
     new.promotion := case when report ? 'promotion' then nullif(report->'promotion', 'null') else old.promotion end;
     new.notsentto := coalesce((
         select jsonb_object_agg(n.nodeid, coalesce(old.notsentto->(n.nodeid::text), to_jsonb(new.reporttime)))
@@ -349,9 +364,9 @@ begin
     new.sysidentifier := coalesce(sysid, old.sysidentifier);
 
     if not new_sync and (old.reportedstate, old.reportedpgisrunning, old.reportedrepstate, old.reportedtli, old.inrecovery,
-            old.streaming, old.startfailures, old.promotion, old.notsentto, old.sysidentifier)
+            old.streaming, old.startfailures, old.promotion, old.shutdown, old.fencems, old.notsentto, old.sysidentifier)
         is not distinct from (new.reportedstate, new.reportedpgisrunning, new.reportedrepstate, new.reportedtli, new.inrecovery,
-            new.streaming, new.startfailures, new.promotion, new.notsentto, new.sysidentifier) then
+            new.streaming, new.startfailures, new.promotion, new.shutdown, new.fencems, new.notsentto, new.sysidentifier) then
         set local synchronous_commit = off;
         update pgautofailover.node n set reporttime = new.reporttime, reportno = new.reportno, reportedlsn = new.reportedlsn
         where n.nodeid = node_id;
@@ -381,7 +396,7 @@ begin
         reportedrepstate = new.reportedrepstate, reportedtli = new.reportedtli, reportedlsn = new.reportedlsn,
         walreporttime = new.walreporttime, inrecovery = new.inrecovery, streaming = new.streaming,
         stalledsince = new.stalledsince, promisedsince = new.promisedsince, startfailures = new.startfailures,
-        promotion = new.promotion, notsentto = new.notsentto, sysidentifier = new.sysidentifier
+        promotion = new.promotion, shutdown = new.shutdown, fencems = new.fencems, notsentto = new.notsentto, sysidentifier = new.sysidentifier
     where n.nodeid = node_id;
     if old.reportedstate <> new.reportedstate then
         perform pgautofailover.log_event(new, null, format('New state is reported by node %s "%s" (%s:%s): "%s"',
@@ -447,7 +462,10 @@ returns jsonb language sql volatile security definer set search_path = pg_catalo
         'policy', pgautofailover.policy(f),
         'settings', jsonb_build_object('durability', f.durability, 'numberSyncStandbys', f.number_sync_standbys,
             'strictFencing', f.strict_fencing, 'maximumLagBytes', f.maximum_lag_on_failover::text),
-        'request', case when g.requesttime > now_.at - interval '60 s' then g.request end,
+        'request', case when g.requesttime > now_.at - interval '60 s' or (g.request->>'planned')::boolean and exists (
+                select from pgautofailover.node d where d.formationid = g.formationid and d.groupid = g.groupid
+                and d.goalstate = 'draining')
+            then g.request - 'maintenance' end,
         'disputed', g.disputed, 'blocked', g.blocked,
         'history', (select coalesce(jsonb_agg(jsonb_build_object('timeline', h.timeline, 'parent', h.parent,
                 'forkLsn', (h.forklsn - '0/0'::pg_lsn)::text) order by h.timeline), '[]')
@@ -468,7 +486,9 @@ returns jsonb language sql volatile security definer set search_path = pg_catalo
                 'promisedMs', case when n.promisedsince is not null then
                     greatest(0, extract(epoch from now_.at - n.promisedsince) * 1000) end,
                 'goalAgeMs', greatest(0, extract(epoch from now_.at - n.goaltime) * 1000),
-                'passedOver', n.passedover, 'fetchFrom', n.fetchfrom,
+                'passedOver', n.passedover, 'fetchFrom', n.fetchfrom, 'maintenance', n.maintenance,
+                'shutdown', case when n.shutdown is not null then jsonb_build_object('tookMs', n.shutdown->'tookMs',
+                    'lsn', ((n.shutdown->>'lsn')::pg_lsn - '0/0'::pg_lsn)::text) end, 'fenceMs', n.fencems,
                 'promotion', case when n.promotion is not null then jsonb_build_object('timeline', n.promotion->'timeline',
                     'forkLsn', ((n.promotion->>'forkLsn')::pg_lsn - '0/0'::pg_lsn)::text) end,
                 'candidatePriority', n.candidatepriority, 'replicationQuorum', n.replicationquorum,
@@ -493,8 +513,10 @@ begin
     return node;
 end $$;
 
--- Asks for a failover; the monitor's process carries it out as soon as a standby can take over.
-create function pgautofailover.request_failover(formation_id text, group_id int, target bigint, allow_data_loss boolean)
+-- Asks for a failover, or planned: for a switchover, in which the primary hands over; the monitor's process carries it
+-- out as soon as a standby can take over. maintenance: leave this primary alone afterwards.
+create function pgautofailover.request_failover(formation_id text, group_id int, target bigint, allow_data_loss boolean,
+    planned boolean default false, maintenance bigint default null)
 returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     node pgautofailover.node;
@@ -505,11 +527,20 @@ begin
     end if;
     perform pgautofailover.lock_group(formation_id, group_id);
     -- an old primary that waits for the new one to come back has data too, though not all of it
-    may := array['secondary', 'catchingup', 'report_lsn', 'join_secondary']
-        || case when allow_data_loss then array['demoted'] else array[]::text[] end;
+    may := case when planned then array['secondary'] else array['secondary', 'catchingup', 'report_lsn', 'join_secondary']
+        || case when allow_data_loss then array['demoted'] else array[]::text[] end end;
+    if planned and exists (select from pgautofailover."group" g where g.formationid = formation_id and g.groupid = group_id
+            and (g.request->>'planned')::boolean and g.requesttime > clock_timestamp() - interval '60 s') then
+        raise exception 'a switchover of group % of formation "%" is under way', group_id, formation_id using errcode = 'PA031';
+    end if;
     if (select count(*) from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
-        and n.goalstate = any (may)) = 0 then
+        and n.goalstate = any (may) and (not planned or n.candidatepriority > 0 or n.nodeid = target)) = 0 then
         raise exception 'group % of formation "%" has no standby that could take over', group_id, formation_id using errcode = 'PA030';
+    end if;
+    if planned and not exists (select from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
+            and n.goalstate in ('primary', 'apply_settings')) then
+        raise exception 'group % of formation "%" has no primary with a healthy secondary, which could hand over', group_id,
+            formation_id using errcode = 'PA034';
     end if;
     select * into node from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
         and n.goalstate in ('prepare_promotion', 'stop_replication', 'fast_forward') limit 1;
@@ -526,11 +557,13 @@ begin
             node.goalstate using errcode = 'PA030';
     end if;
     update pgautofailover."group" g set requesttime = clock_timestamp(),
-        request = jsonb_build_object('target', target, 'allowDataLoss', allow_data_loss)
+        request = jsonb_build_object('target', target, 'allowDataLoss', allow_data_loss, 'planned', planned,
+            'maintenance', maintenance)
     where g.formationid = formation_id and g.groupid = group_id;
     select * into node from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id
         and (n.nodeid = target or target is null) order by n.nodeid limit 1;
-    perform pgautofailover.log_event(node, null, format('A failover of group %s was asked for%s%s', group_id,
+    perform pgautofailover.log_event(node, null, format('A %s of group %s was asked for%s%s',
+        case when planned then 'switchover' else 'failover' end, group_id,
         case when target is not null then format(', to node %s "%s"', node.nodeid, node.nodename) else '' end,
         case when allow_data_loss then ', and may lose commits' else '' end));
     perform pg_notify('report', formation_id || '/' || group_id);
@@ -548,6 +581,85 @@ returns boolean language sql security definer set search_path = pg_catalog, pg_t
     select pgautofailover.request_failover(formation_id, n.groupid, n.nodeid, allow_data_loss)
     from pgautofailover.node_named(formation_id, node_name) n;
 $$;
+
+create function pgautofailover.perform_switchover(formation_id text default 'default', group_id int default 0,
+    node_name text default null)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    target pgautofailover.node;
+begin
+    if node_name is not null then
+        target := pgautofailover.node_named(formation_id, node_name);
+        if target.groupid <> group_id then
+            raise exception 'node % ("%") belongs to group %, not %', target.nodeid, node_name, target.groupid, group_id
+                using errcode = 'PA008';
+        end if;
+    end if;
+    return pgautofailover.request_failover(formation_id, group_id, target.nodeid, false, true);
+end $$;
+
+-- An operator wants this node left alone: the primary leaves it out of its set first. The primary itself hands over first,
+-- with allow_failover.
+create function pgautofailover.start_maintenance(node_id bigint, allow_failover boolean default false)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node;
+begin
+    select * into node from pgautofailover.node n where n.nodeid = node_id;
+    if not found then
+        raise exception 'there is no node %', node_id using errcode = 'PA008';
+    end if;
+    perform pgautofailover.lock_group(node.formationid, node.groupid);
+    select * into strict node from pgautofailover.node n where n.nodeid = node_id;
+    if node.maintenance then
+        return true;
+    end if;
+    if node.goalstate in ('primary', 'apply_settings') then
+        if not allow_failover then
+            raise exception 'node % ("%") is the primary', node.nodeid, node.nodename using errcode = 'PA035';
+        end if;
+        return pgautofailover.request_failover(node.formationid, node.groupid, null, false, true, node.nodeid);
+    end if;
+    if node.goalstate not in ('secondary', 'catchingup', 'demoted') then
+        raise exception 'node % ("%") can''t be left alone now: its goal is "%"', node.nodeid, node.nodename, node.goalstate
+            using errcode = 'PA036';
+    end if;
+    if not exists (select from pgautofailover.node n where n.formationid = node.formationid and n.groupid = node.groupid
+            and n.goalstate in ('single', 'wait_primary', 'primary', 'apply_settings')) then
+        raise exception 'group % of formation "%" has no primary, and may need node % ("%")', node.groupid, node.formationid,
+            node.nodeid, node.nodename using errcode = 'PA036';
+    end if;
+    if node.replicationquorum and (select f.durability = 'protection' from pgautofailover.formation f
+            where f.formationid = node.formationid)
+       and not exists (select from pgautofailover.node n where n.formationid = node.formationid and n.groupid = node.groupid
+            and n.nodeid <> node.nodeid and n.goalstate = 'secondary' and n.replicationquorum and not n.maintenance) then
+        raise exception 'node % ("%") is the last standby that commits can wait for, as protection demands', node.nodeid,
+            node.nodename using errcode = 'PA037';
+    end if;
+    update pgautofailover.node n set maintenance = true where n.nodeid = node_id returning * into node;
+    perform pgautofailover.log_event(node, null, format('Maintenance of node %s "%s" was asked for', node.nodeid, node.nodename));
+    perform pg_notify('report', node.formationid || '/' || node.groupid);
+    return true;
+end $$;
+
+create function pgautofailover.stop_maintenance(node_id bigint)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node;
+begin
+    select * into node from pgautofailover.node n where n.nodeid = node_id;
+    if not found then
+        raise exception 'there is no node %', node_id using errcode = 'PA008';
+    end if;
+    perform pgautofailover.lock_group(node.formationid, node.groupid);
+    update pgautofailover.node n set maintenance = false where n.nodeid = node_id and n.maintenance returning * into node;
+    if not found then
+        return false;
+    end if;
+    perform pgautofailover.log_event(node, null, format('Maintenance of node %s "%s" is over', node.nodeid, node.nodename));
+    perform pg_notify('report', node.formationid || '/' || node.groupid);
+    return true;
+end $$;
 
 create function pgautofailover.set_node_candidate_priority(formation_id text, node_name text, candidate_priority int)
 returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -587,7 +699,7 @@ declare
 begin
     if coalesce(setting <> all ('{number_sync_standbys,durability,strict_fencing,maximum_lag_on_failover,heartbeat_ms,
             network_partition_timeout_ms,node_timeout_ms,unreachable_primary_timeout_ms,postgres_timeout_ms,
-            fast_forward_timeout_ms,caught_up_bytes}'::text[]), true) then
+            fast_forward_timeout_ms,switchover_timeout_ms,caught_up_bytes}'::text[]), true) then
         raise exception 'a formation has no setting "%"', setting using errcode = 'PA009';
     end if;
     for one in select g.groupid from pgautofailover."group" g where g.formationid = formation_id order by 1 loop
@@ -611,6 +723,7 @@ begin
                 when 'formation_heartbeat_ms_check' then 'it is a number from 100 to 10000'
                 when 'formation_postgres_timeout_ms_check' then 'it is 500 or more'
                 when 'formation_fast_forward_timeout_ms_check' then 'it is 1000 or more'
+                when 'formation_switchover_timeout_ms_check' then 'it is 1000 or more'
                 else 'it is 0 or more' end using errcode = 'PA009';
         when invalid_text_representation or numeric_value_out_of_range or not_null_violation then
             raise exception '% can''t be "%": %', setting, value, sqlerrm using errcode = 'PA009';
@@ -695,7 +808,7 @@ begin
     -- another one than the primary that is known: it takes over, and what only others have is given up
     if node.goalstate in ('secondary', 'catchingup', 'report_lsn', 'join_secondary') then
         update pgautofailover."group" g set requesttime = clock_timestamp(),
-            request = jsonb_build_object('target', node.nodeid, 'allowDataLoss', true)
+            request = jsonb_build_object('target', node.nodeid, 'allowDataLoss', true, 'planned', false)
         where g.formationid = formation_id and g.groupid = group_id;
     end if;
     perform pgautofailover.log_event(node, null, format('Timeline %s of node %s "%s" was accepted as that of group %s',
@@ -735,6 +848,7 @@ revoke execute on all functions in schema pgautofailover from public;
 grant execute on function pgautofailover.register_node, pgautofailover.node_active, pgautofailover.remove_node,
     pgautofailover.current_state, pgautofailover.last_events, pgautofailover.synchronous_standby_names,
     pgautofailover.group_view, pgautofailover.perform_failover, pgautofailover.perform_promotion,
+    pgautofailover.perform_switchover, pgautofailover.start_maintenance, pgautofailover.stop_maintenance,
     pgautofailover.set_node_candidate_priority, pgautofailover.set_node_replication_quorum, pgautofailover.set_formation,
     pgautofailover.set_formation_number_sync_standbys, pgautofailover.accept_timeline to autoctl_node;
 grant select on all tables in schema pgautofailover to autoctl_node;

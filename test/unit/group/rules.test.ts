@@ -1,7 +1,8 @@
 /** One story for each row of the monitor's table, and for each condition that holds it back. */
 import { describe, expect, test } from "bun:test";
+import { decideGroup } from "../../../lib/group/facts.ts";
 import type { Settings } from "../../../lib/group/view.ts";
-import { BOTH, decided, type Extra, FIRST, NOBODY, SECOND, SYNC, setOf } from "./words.ts";
+import { BOTH, decided, type Extra, FIRST, group, NOBODY, SECOND, SYNC, setOf } from "./words.ts";
 
 type Story = readonly [name: string, nodes: readonly string[], outcome: string, extra?: Extra];
 const NONE: Extra = { sync: { ...NOBODY, version: 0, primaryId: 0 } };
@@ -1079,6 +1080,243 @@ describe("the primary is in trouble, and its standbys elect one of them", () => 
       ["1 demoted gone", "2 wait_primary timeline-2 down", "3 join_secondary"],
       "nothing",
       { sync: setOf([], 0, 1, 2), ...FORKED },
+    ],
+  ]);
+});
+
+describe("maintenance", () => {
+  const LAST = { sync: { ...SYNC, version: 2 }, inForce: { ...SYNC, version: 1 } };
+  const BY_2: Extra = { sync: { ...NOBODY, primaryId: 2 } };
+  stories([
+    [
+      "R131: the primary leaves it out first",
+      ["1 primary", "2 secondary maintained", "3 secondary"],
+      "R131: 2 catchingup",
+      TWO,
+    ],
+    [
+      "R131: not while the primary is away, who may have to be replaced by it",
+      ["1 primary silent", "2 secondary maintained"],
+      "nothing",
+    ],
+    [
+      "R113: nor does it become a secondary meanwhile",
+      ["1 wait_primary", "2 catchingup maintained"],
+      "R132: 2 maintenance",
+      ALONE,
+    ],
+    [
+      "R132: not while commits may still wait for it",
+      ["1 primary>wait_primary", "2 catchingup maintained"],
+      "nothing",
+      { ...LAST, sync: { ...NOBODY, version: 2 } },
+    ],
+    [
+      "R132: nor when it isn't known whether they do",
+      ["1 wait_primary", "2 catchingup maintained"],
+      "nothing",
+      { sync: NOBODY, inForce: undefined },
+    ],
+    [
+      "R132: in an asynchronous group they never do",
+      ["1 primary", "2 catchingup maintained", "3 secondary"],
+      "R132: 2 maintenance",
+      { sync: setOf([3], 0), inForce: undefined, settings: { durability: "performance" } },
+    ],
+    [
+      "R132: an old primary is left alone as it is, stopped",
+      ["1 demoted down maintained", "2 wait_primary"],
+      "R132: 1 maintenance",
+      BY_2,
+    ],
+    [
+      "R133: it follows the primary again",
+      ["1 wait_primary", "2 maintenance down"],
+      "R133: 2 catchingup",
+      ALONE,
+    ],
+    [
+      "R133: not before it's over",
+      ["1 wait_primary", "2 maintenance down maintained"],
+      "nothing",
+      ALONE,
+    ],
+    [
+      "R133: nor without a primary to follow",
+      ["1 demoted", "2 maintenance", "3 stop_replication"],
+      "nothing",
+      BY_2,
+    ],
+    [
+      "R134: it takes part in the election that is under way",
+      ["1 primary>draining gone", "2 maintenance", "3 report_lsn>prepare_promotion"],
+      "R134: 2 report_lsn",
+    ],
+    [
+      "R123: under protection commits wait for those that are not in maintenance",
+      ["1 wait_primary", "2 maintenance maintained", "3 catchingup behind-99999999"],
+      "R123: sync 1 of 3 for 1",
+      { sync: BOTH, settings: PROTECTED },
+    ],
+    [
+      "R123: unless all of them are",
+      ["1 wait_primary", "2 maintenance maintained"],
+      "nothing",
+      { settings: PROTECTED },
+    ],
+    [
+      "R301: one that is about to be left alone takes over when nobody else can",
+      ["1 primary down", "2 secondary maintained"],
+      "R301: 1 draining, 2 prepare_promotion",
+    ],
+    [
+      "R323: another one goes before it",
+      ["1 primary>draining gone", "2 report_lsn maintained priority-90", "3 report_lsn"],
+      "R323: 3 prepare_promotion",
+      TWO,
+    ],
+  ]);
+});
+
+describe("a switchover", () => {
+  const PLANNED: Extra = { request: { planned: true } };
+  const OF_THREE: Extra = { ...PLANNED, sync: BOTH };
+  const TO_3: Extra = { ...OF_THREE, request: { planned: true, target: 3 } };
+  stories([
+    [
+      "R330: the primary is told to stop, and nobody else anything",
+      ["1 primary", "2 secondary"],
+      "R330: 1 draining",
+      PLANNED,
+    ],
+    [
+      "R330: with priority 0 only by name",
+      ["1 primary", "2 secondary priority-0"],
+      "nothing",
+      PLANNED,
+    ],
+    [
+      "R330: by name",
+      ["1 primary", "2 secondary", "3 secondary priority-0"],
+      "R330: 1 draining",
+      TO_3,
+    ],
+    [
+      "R330: not while the one to take over is far behind",
+      ["1 primary", "2 secondary behind-99999999"],
+      "nothing",
+      PLANNED,
+    ],
+    [
+      "R330: nor while it doesn't stream",
+      ["1 primary", "2 secondary not-streaming"],
+      "nothing",
+      PLANNED,
+    ],
+    [
+      "R330: nor when it is to be left alone itself",
+      ["1 primary", "2 secondary maintained"],
+      "R131: 2 catchingup",
+      PLANNED,
+    ],
+    [
+      "R300: it's no failover: a primary that goes on alone does so",
+      ["1 wait_primary", "2 catchingup behind-99999999"],
+      "nothing",
+      { ...PLANNED, sync: NOBODY },
+    ],
+    [
+      "R322: nobody disconnects while the primary stops",
+      ["1 primary>draining", "2 secondary", "3 secondary"],
+      "nothing",
+      OF_THREE,
+    ],
+    [
+      "R331: it has stopped: the preferred one takes over",
+      ["1 draining ended-0", "2 secondary", "3 secondary priority-70"],
+      "R331: 3 prepare_promotion",
+      OF_THREE,
+    ],
+    [
+      "R331: or the one that was named",
+      ["1 draining ended-0", "2 secondary", "3 secondary"],
+      "R331: 3 prepare_promotion",
+      TO_3,
+    ],
+    [
+      "R322: it did not stop in good order: an election",
+      ["1 draining down", "2 secondary", "3 secondary"],
+      "R322: 2 report_lsn",
+      OF_THREE,
+    ],
+    [
+      "R322: it is gone meanwhile: an election",
+      ["1 primary>draining gone", "2 secondary", "3 secondary"],
+      "R322: 2 report_lsn",
+      OF_THREE,
+    ],
+    [
+      "R303: who has all that the primary had is promoted, whoever else has not disconnected",
+      ["1 draining ended-0", "2 report_lsn", "3 prepare_promotion"],
+      "R303: 1 demote_timeout, 3 stop_replication",
+      OF_THREE,
+    ],
+    [
+      "R332: who lacks something is not: the primary goes on",
+      ["1 draining ended-9", "2 secondary>report_lsn", "3 prepare_promotion"],
+      "R332: 1 wait_primary; sync nobody for 1",
+      OF_THREE,
+    ],
+    [
+      "R302: nobody is left to take over",
+      ["1 primary>draining", "2 secondary gone", "3 secondary"],
+      "R302: 1 wait_primary",
+      { ...OF_THREE, request: { planned: true, target: 2 } },
+    ],
+    [
+      "R332: it takes too long",
+      ["1 primary>draining told-30000", "2 secondary"],
+      "R332: 1 wait_primary",
+      PLANNED,
+    ],
+    [
+      "R332: not when the primary can't be started",
+      ["1 draining ended-9 start-failed", "2 secondary>report_lsn", "3 prepare_promotion"],
+      "nothing",
+      OF_THREE,
+    ],
+    [
+      "R333: the heir lacks something, and the primary is gone: an election",
+      ["1 draining gone", "2 secondary>report_lsn", "3 prepare_promotion behind-9"],
+      "R333: 3 report_lsn",
+      OF_THREE,
+    ],
+  ]);
+
+  test("the event says how long the primary took to stop", () => {
+    const view = group(["1 draining ended-0", "2 secondary"], PLANNED);
+    expect(decideGroup(view)?.note).toBe("the old primary took 40 ms to stop");
+  });
+});
+
+describe("timers that the primary has not heard of yet", () => {
+  stories([
+    [
+      "R305: it is waited for by those that it knows",
+      ["1 primary>demote_timeout gone fence-9000", "2 stop_replication promised-4000"],
+      "nothing",
+    ],
+    [
+      "R305: an asynchronous one has fenced itself by those",
+      ["1 primary>demote_timeout unreachable fence-9000", "2 stop_replication promised-10199"],
+      "nothing",
+      { sync: setOf([2], 0), settings: { durability: "performance" } },
+    ],
+    [
+      "R305: and is replaced then",
+      ["1 primary>demote_timeout unreachable fence-9000", "2 stop_replication promised-10200"],
+      "R305: 1 demoted, 2 wait_primary; sync nobody for 2",
+      { sync: setOf([2], 0), settings: { durability: "performance" } },
     ],
   ]);
 });

@@ -6,6 +6,7 @@ import {
   DEFAULT_SETTINGS,
   type GroupView,
   type NodeView,
+  type Request,
   type Settings,
   type SyncSet,
   type Timeline,
@@ -55,6 +56,7 @@ const WORDS: Readonly<Record<string, Partial<NodeView>>> = {
   "no-quorum": { replicationQuorum: false },
   "start-failed": { startFailures: 1 },
   "passed-over": { passedOver: true },
+  maintained: { maintenance: true },
 };
 
 /** Words with a number, as in `behind-100`. */
@@ -67,6 +69,10 @@ const MEASURES: Readonly<Record<string, (count: number) => Partial<NodeView>>> =
   promised: (promisedMs) => ({ promisedMs }),
   /** Milliseconds since its goal was assigned. */
   told: (goalAgeMs) => ({ goalAgeMs }),
+  /** It has stopped in an orderly way, so many bytes before, or after, where everybody is. */
+  ended: (bytes) => ({ pgRunning: false, shutdown: { lsn: LSN + BigInt(bytes), tookMs: 40 } }),
+  /** The network_partition_timeout that it goes by. */
+  fence: (fenceMs) => ({ fenceMs }),
   /** The node that it was told to fetch WAL from. */
   from: (fetchFrom) => ({ fetchFrom }),
 };
@@ -108,6 +114,9 @@ function node(text: string): NodeView {
     promisedMs: PROMISED.includes(reported) || reported === "stop_replication" ? 100 : undefined,
     goalAgeMs: 100,
     passedOver: false,
+    maintenance: false,
+    shutdown: undefined,
+    fenceMs: 0,
     fetchFrom: undefined,
     promotion: undefined,
     candidatePriority: 50,
@@ -117,9 +126,18 @@ function node(text: string): NodeView {
 }
 
 /** What differs in a group from one in which `sync` has long been in force, under the defaults. */
-export type Extra = Partial<Omit<GroupView, "nodes" | "settings">> & {
+export type Extra = Partial<Omit<GroupView, "nodes" | "settings" | "request">> & {
   readonly settings?: Partial<Settings>;
+  readonly request?: Partial<Request> | undefined;
 };
+
+/** What an operator has asked for: without more, a failover to whoever is elected. */
+export const asked = (request: Partial<Request> = {}): Request => ({
+  target: undefined,
+  allowDataLoss: false,
+  planned: false,
+  ...request,
+});
 
 export function group(texts: readonly string[], extra: Extra = {}): GroupView {
   const sync = extra.sync ?? SYNC;
@@ -131,9 +149,9 @@ export function group(texts: readonly string[], extra: Extra = {}): GroupView {
     inForce: sync,
     policy: DEFAULT_POLICY,
     history: [FIRST],
-    request: undefined,
     disputed: false,
     ...extra,
+    request: extra.request && asked(extra.request),
     sync,
     settings: { ...DEFAULT_SETTINGS, ...extra.settings },
   };

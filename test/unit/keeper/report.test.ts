@@ -33,7 +33,16 @@ const seen: Observation = {
   systemIdentifier: "1",
 };
 const set = { version: 4, primaryId: 1, members: [2], number: 1 };
-const input = { state, seen, running: true, sequence: 5n, startFailures: 0, syncInForce: set };
+const input = {
+  state,
+  seen,
+  running: true,
+  sequence: 5n,
+  startFailures: 0,
+  syncInForce: set,
+  shutdown: undefined,
+  fenceMs: 2500,
+};
 
 test("countsAsRunning: a frozen server is down, but not where a stopped one was promised", () => {
   expect(countsAsRunning("primary", "hung", false)).toBe(false);

@@ -85,7 +85,7 @@ describe("nextStep", () => {
       { state: "prepare_promotion", goal: "report_lsn" },
       "transition disconnect",
     ],
-    ["a demotion needs none", { goal: "draining", contact: "lost" }, "transition stop"],
+    ["a demotion needs none", { goal: "draining", contact: "lost" }, "transition drain"],
     ["a goal that nobody can reach waits", { state: "single", goal: "secondary" }, "wait"],
     ["a goal is tried again only later", { goal: "wait_primary", backingOff: true }, "wait"],
     [
@@ -93,7 +93,11 @@ describe("nextStep", () => {
       { goal: "wait_primary", postgres: "down" },
       "start",
     ],
-    ["one that doesn't goes on without", { goal: "draining", postgres: "down" }, "transition stop"],
+    [
+      "one that doesn't goes on without",
+      { goal: "draining", postgres: "down" },
+      "transition drain",
+    ],
     ["a crashed primary asks first", { postgres: "down", crashConsidered: false }, "wait"],
     ["and starts when told so", { postgres: "down" }, "start"],
     [
