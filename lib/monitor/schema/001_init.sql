@@ -405,6 +405,9 @@ begin
     if old.reportedpgisrunning and not new.reportedpgisrunning then
         perform pgautofailover.log_event(new, null, format('Node %s "%s" (%s:%s) reports that PostgreSQL is not running',
             new.nodeid, new.nodename, new.nodehost, new.nodeport));
+    elsif new.reportedpgisrunning and not old.reportedpgisrunning and new.reportedstate = old.reportedstate then
+        perform pgautofailover.log_event(new, null, format('Node %s "%s" (%s:%s) reports that PostgreSQL is running again',
+            new.nodeid, new.nodename, new.nodehost, new.nodeport));
     end if;
     perform pgautofailover.notify_state(new);
     perform pg_notify('report', formation_id || '/' || new.groupid);
