@@ -199,6 +199,8 @@ const StateRowShape = v.looseObject({
   pg_is_running: v.boolean(),
   candidate_priority: Count,
   replication_quorum: v.boolean(),
+  /** Seconds since the node's last report. */
+  report_age: v.number(),
 });
 export type StateRow = v.InferOutput<typeof StateRowShape>;
 

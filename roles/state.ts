@@ -2,33 +2,23 @@
 /** state: what the monitor knows of a formation. Reads only. */
 import { defineCommand } from "citty";
 import { locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
-import { canTakeWrites, STATE_TRAITS } from "../lib/fsm.ts";
-import {
-  explainGroup,
-  forksOf,
-  type GroupStory,
-  STORY_HEADER,
-  storyCells,
-} from "../lib/group/explain.ts";
-import { openMonitor } from "../lib/monitor/client.ts";
-import type { StateRow } from "../lib/shapes.ts";
+import { GROUP_RULES, KEEPER_TRANSITIONS } from "../lib/fsm.ts";
+import { explainGroup, forksOf, STORY_HEADER, storyCells } from "../lib/group/explain.ts";
+import { fsmDiagram, fsmMarkdown } from "../lib/group/print.ts";
+import { type MonitorClient, openMonitor } from "../lib/monitor/client.ts";
+import { failoverJson, readFailovers } from "../lib/monitor/failovers.ts";
+import { followEvents } from "../lib/monitor/look.ts";
+import { parseMeasure } from "../lib/monitor/settings.ts";
+import * as tables from "../lib/monitor/tables.ts";
+import { watchChanges, watchOnTerminal } from "../lib/monitor/watch.ts";
+import type { EventRow } from "../lib/shapes.ts";
 import { answer, commonArgs, main } from "../lib/sys/cli.ts";
+import { logger } from "../lib/sys/log.ts";
+import { signals } from "../lib/sys/signals.ts";
 import { renderTable } from "../lib/sys/table.ts";
 
 const askArgs = { ...commonArgs, ...whereArgs };
-
-/** What a client can do there; `!`: the last health check failed, `?`: there was none. */
-function connection(row: StateRow): string {
-  const traits = STATE_TRAITS[row.current_group_state];
-  const mode = !row.pg_is_running
-    ? "none"
-    : canTakeWrites(row.current_group_state)
-      ? "read-write"
-      : traits.postgres === "up"
-        ? "read-only"
-        : "none";
-  return `${mode}${row.health === 0 ? " !" : row.health < 0 ? " ?" : ""}`;
-}
+const json = (value: unknown): void => answer(JSON.stringify(value, undefined, 2));
 
 const show = defineCommand({
   meta: {
@@ -40,31 +30,28 @@ const show = defineCommand({
     const at = locateMonitor(args);
     await using monitor = openMonitor(at.monitor);
     const rows = await monitor.state(at.formation);
-    if (args.json) return answer(JSON.stringify(rows, undefined, 2));
-    const several = rows.some(({ group_id }) => group_id !== rows[0]?.group_id);
+    if (args.json) return json(rows);
     answer(
       renderTable(
-        [
-          "Name",
-          "Node",
-          "Host:Port",
-          "TLI: LSN",
-          "Connection",
-          "Sync",
-          "Reported State",
-          "Assigned State",
-        ],
-        rows.map((row) => [
-          row.nodename,
-          several ? `${row.group_id}/${row.node_id}` : String(row.node_id),
-          `${row.nodehost}:${row.nodeport}`,
-          `${row.reported_tli}: ${row.reported_lsn}`,
-          connection(row),
-          row.reported_repstate || "-",
-          row.current_group_state,
-          row.assigned_group_state,
-        ]),
+        tables.STATE_HEADER,
+        rows.map((row) => tables.stateCells(row, rows)),
       ),
+    );
+  },
+});
+
+const watch = defineCommand({
+  meta: {
+    name: "watch",
+    description: "The same on the whole terminal, live, with the last events; q ends it",
+  },
+  args: askArgs,
+  async run({ args }) {
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    if (!args.json) return await watchOnTerminal(monitor, at.formation);
+    await watchChanges(monitor, at.formation, signals().stop, (state) =>
+      answer(JSON.stringify(state)),
     );
   },
 });
@@ -74,26 +61,112 @@ const events = defineCommand({
     name: "events",
     description: "The last events: states reported, goals assigned, and the rule behind each",
   },
+  args: {
+    ...askArgs,
+    count: { type: "string", description: "How many (10; with --since all)" },
+    since: { type: "string", description: "Not older than this, such as 90s, 10min or 2h" },
+    follow: { type: "boolean", description: "And each new one, until Ctrl-C" },
+  },
+  async run({ args }) {
+    const at = locateMonitor(args);
+    const { count = args.since === undefined ? "10" : "1000000" } = args;
+    const last = parseCount("count", count, 1_000_000, 1);
+    const sinceMs = args.since && parseMeasure("--since", "ms", args.since);
+    await using monitor = openMonitor(at.monitor);
+    const rows = sinceMs
+      ? (await monitor.eventsAfter(at.formation, 0, sinceMs)).slice(-last)
+      : await monitor.events(at.formation, last);
+    if (args.follow) return await follow(monitor, at.formation, rows, args.json === true);
+    if (args.json) return json(rows);
+    answer(renderTable(tables.EVENT_HEADER, rows.map(tables.eventCells), ["Comment"]));
+  },
+});
+
+async function follow(
+  monitor: MonitorClient,
+  formation: string,
+  rows: readonly EventRow[],
+  asJson: boolean,
+): Promise<void> {
+  const onEvent = (row: EventRow) => answer(asJson ? JSON.stringify(row) : tables.eventLine(row));
+  rows.forEach(onEvent);
+  await followEvents(monitor, formation, rows, signals().stop, {
+    onEvent,
+    onAway: (reason) =>
+      logger("state").warn("the monitor is away, events come when it is back", { reason }),
+  });
+}
+
+const failovers = defineCommand({
+  meta: {
+    name: "failovers",
+    description: "The last failovers: from whom to whom, and how long each phase took",
+  },
   args: { ...askArgs, count: { type: "string", default: "10", description: "How many" } },
   async run({ args }) {
     const at = locateMonitor(args);
-    const count = parseCount("count", args.count, 1_000_000, 1);
+    const count = parseCount("count", args.count, 1000, 1);
     await using monitor = openMonitor(at.monitor);
-    const rows = await monitor.events(at.formation, count);
-    if (args.json) return answer(JSON.stringify(rows, undefined, 2));
+    const found = await readFailovers(monitor, at.formation, count);
+    if (args.json) return json(found.map(failoverJson));
+    answer(renderTable(tables.FAILOVER_HEADER, found.map(tables.failoverCells), ["Note"]));
+  },
+});
+
+/** Each group of a formation, as the rules see it. */
+async function groupViews(monitor: MonitorClient, formation: string) {
+  const groups = await monitor.groups(formation);
+  return Promise.all(groups.map((group) => monitor.groupView(formation, group)));
+}
+
+const settings = defineCommand({
+  meta: { name: "settings", description: "The settings of a formation and of its nodes" },
+  args: askArgs,
+  async run({ args }) {
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    const values = await monitor.formationSettings(at.formation);
+    const nodes = await monitor.state(at.formation);
+    const names = (await groupViews(monitor, at.formation)).map(tables.standbyNamesOf);
+    const rows = tables.settings(at.formation, values, names, nodes);
+    if (args.json) return json(rows);
+    answer(renderTable(tables.SETTINGS_HEADER, rows.map(tables.settingCells)));
+  },
+});
+
+const standbyNames = defineCommand({
+  meta: {
+    name: "standby-names",
+    description: "The primary's synchronous_standby_names: desired, assigned, and in force",
+  },
+  args: askArgs,
+  async run({ args }) {
+    const at = locateMonitor(args);
+    await using monitor = openMonitor(at.monitor);
+    const names = (await groupViews(monitor, at.formation)).map(tables.standbyNamesOf);
+    if (args.json) return json(names);
     answer(
-      renderTable(
-        ["Time", "Node", "Reported / Assigned", "Rule", "Comment"],
-        rows.map((row) => [
-          row.eventtime.toISOString().replace("T", " ").slice(0, 23),
-          row.nodename,
-          `${row.reportedstate} / ${row.goalstate}`,
-          row.rule ?? "-",
-          row.description,
-        ]),
-        ["Comment"],
-      ),
+      renderTable(tables.STANDBY_NAMES_HEADER, names.flatMap(tables.standbyNamesCells), [
+        "synchronous_standby_names",
+      ]),
     );
+  },
+});
+
+const fsm = defineCommand({
+  meta: { name: "fsm", description: "The monitor's rules and the keeper's transitions" },
+  args: {
+    ...commonArgs,
+    format: {
+      type: "enum",
+      options: ["markdown", "mermaid"],
+      default: "markdown",
+      description: "Tables and diagram, or the diagram alone",
+    },
+  },
+  run({ args }) {
+    if (args.json) return json({ rules: GROUP_RULES, transitions: KEEPER_TRANSITIONS });
+    answer(args.format === "mermaid" ? fsmDiagram() : fsmMarkdown());
   },
 });
 
@@ -107,11 +180,8 @@ const explain = defineCommand({
   async run({ args }) {
     const at = locateMonitor(args);
     await using monitor = openMonitor(at.monitor);
-    const stories: GroupStory[] = [];
-    for (const group of await monitor.groups(at.formation)) {
-      stories.push(explainGroup(await monitor.groupView(at.formation, group)));
-    }
-    if (args.json) return answer(JSON.stringify(stories, undefined, 2));
+    const stories = (await groupViews(monitor, at.formation)).map(explainGroup);
+    if (args.json) return json(stories);
     const texts = stories.map(({ groupId, primary, ifPrimaryDied, blocked, nodes }) => [
       `Group ${groupId}: the primary is ${primary ?? "nobody"}`,
       `If it died now: ${ifPrimaryDied}`,
@@ -137,7 +207,7 @@ const timeline = defineCommand({
       const timelines = await monitor.timelines(at.formation, groupId);
       found.push({ groupId, disputed: view.disputed, timelines, forks: forksOf(view) });
     }
-    if (args.json) return answer(JSON.stringify(found, undefined, 2));
+    if (args.json) return json(found);
     const texts = found.map(({ groupId, disputed, timelines, forks }) => [
       `Group ${groupId}`,
       renderTable(
@@ -161,6 +231,9 @@ const timeline = defineCommand({
 await main(
   defineCommand({
     meta: { name: "state", description: "What the monitor knows of a formation" },
-    subCommands: { show, events, explain, timeline },
+    subCommands: {
+      ...{ show, watch, events, explain, failovers, timeline },
+      ...{ settings, "standby-names": standbyNames, fsm },
+    },
   }),
 );

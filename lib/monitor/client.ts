@@ -52,6 +52,10 @@ export type MonitorClient = AsyncDisposable & {
   removeNode(nodeId: number, force: boolean): Promise<boolean>;
   state(formation: string): Promise<StateRow[]>;
   events(formation: string, count: number): Promise<EventRow[]>;
+  /** Oldest first, those with a greater id. @param sinceMs not older than this; undefined: however old */
+  eventsAfter(formation: string, id: number, sinceMs?: number): Promise<EventRow[]>;
+  /** Why groups can't promote anybody, by group; those that could are left out. */
+  blocked(formation: string): Promise<string[]>;
   /** The client's database name of a formation; undefined when there is no such formation. */
   databaseOf(formation: string): Promise<string | undefined>;
   /** The groups of a formation, at least one. */
@@ -79,6 +83,9 @@ export type MonitorClient = AsyncDisposable & {
   /** Calls back whenever something about a node may have changed, and after each (re)subscription. */
   watch(onWake: (payload: string) => void): Promise<void>;
 };
+
+/** An answer of this many events is small, and quick. */
+const EVENTS_PAGE = 5000;
 
 /** How to connect as an operator's or keeper's login; the password comes from a file, never a flag. */
 export function monitorTarget(uri: string): Target {
@@ -258,6 +265,27 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
         [formation, count],
       );
       return rows.map(parseEventRow);
+    },
+    async eventsAfter(formation, id, sinceMs) {
+      const found: EventRow[] = [];
+      for (;;) {
+        const rows = await ask(
+          `select *, reportedlsn::text as reportedlsn from pgautofailover.event
+           where formationid = $1 and eventid > $2
+             and ($3::float8 is null or eventtime >= clock_timestamp() - $3::float8 * interval '1 ms')
+           order by eventid limit $4`,
+          [formation, found.at(-1)?.eventid ?? id, sinceMs, EVENTS_PAGE],
+        );
+        found.push(...rows.map(parseEventRow));
+        if (rows.length < EVENTS_PAGE) return found;
+      }
+    },
+    async blocked(formation) {
+      const rows = await ask(
+        `select blocked as value from pgautofailover."group" where formationid = $1 and blocked is not null order by groupid`,
+        [formation],
+      );
+      return rows.map(({ value }) => String(value));
     },
     async databaseOf(formation) {
       const rows = await ask(

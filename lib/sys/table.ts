@@ -34,6 +34,39 @@ export function renderTable(
   ].join("\n");
 }
 
+/** A column of prose is worth having from this width on. */
+const PROSE_MIN = 24;
+
+/**
+ * The same for a terminal: whole columns are left out until the rest fits, and no line is longer than the terminal is wide.
+ *
+ * @param columns of the terminal
+ * @param drop titles of the columns that may go, in this order
+ */
+export function fitTable(
+  header: readonly string[],
+  rows: readonly (readonly string[])[],
+  columns: number,
+  drop: readonly string[],
+  prose: readonly string[] = [],
+): string[] {
+  const widthOf = (title: string): number => {
+    const at = header.indexOf(title);
+    const natural = Math.max(width(title), ...rows.map((row) => width(row[at] ?? "")));
+    return prose.includes(title) ? Math.min(natural, PROSE_MIN) : natural;
+  };
+  let kept = header;
+  for (const title of drop) {
+    const needed = kept.reduce((sum, each) => sum + widthOf(each) + 3, -3);
+    if (needed <= columns) break;
+    kept = kept.filter((each) => each !== title);
+  }
+  const cells = rows.map((row) => kept.map((title) => row[header.indexOf(title)] ?? ""));
+  return renderTable(kept, cells, prose)
+    .split("\n")
+    .map((line) => Bun.sliceAnsi(line, 0, columns).trimEnd());
+}
+
 function width(text: string): number {
   return Bun.stringWidth(text);
 }

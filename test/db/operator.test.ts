@@ -157,6 +157,10 @@ const BAD: readonly Bad[] = [
   { args: ["node", "promote", "--name", "node_1"], code: 7, says: /is the primary/ },
   { args: ["state", "explain", "--formation", "none"], code: 6, says: /none/ },
   { args: ["state", "timeline", "--formation", "none"], code: 6, says: /none/ },
+  { args: ["state", "settings", "--formation", "none"], code: 6, says: /none/ },
+  { args: ["state", "standby-names", "--formation", "none"], code: 6, says: /none/ },
+  { args: ["state", "watch", "--json", "--formation", "none"], code: 6, says: /none/ },
+  { args: ["state", "failovers", "--count", "0"], code: 2, says: /whole number from 1/ },
 ];
 
 test("bad input: one line that says what is wrong, one that helps, and the exit code", async () => {
@@ -191,6 +195,12 @@ test("--help of every new command", async () => {
     ["node", "promote"],
     ["state", "explain"],
     ["state", "timeline"],
+    ["state", "watch"],
+    ["state", "events"],
+    ["state", "failovers"],
+    ["state", "settings"],
+    ["state", "standby-names"],
+    ["state", "fsm"],
   ];
   for (const [name, ...words] of commands) {
     const outcome = await runRole(name, [...words, "--help"], { env });

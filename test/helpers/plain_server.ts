@@ -5,7 +5,13 @@ import { cleanEnvironment } from "./command.ts";
 import { isRoot, type Owner } from "./owner.ts";
 import { within } from "./wait.ts";
 
-export type PlainServer = AsyncDisposable & { pgdata: string; port: number };
+export type PlainServer = AsyncDisposable & {
+  pgdata: string;
+  port: number;
+  /** As by `kill -9`. */
+  stop(): Promise<void>;
+  start(): Promise<void>;
+};
 
 /** Makes a stopped cluster in `pgdata`, with trust for everybody on loopback. */
 export async function makeCluster(owner: Owner, pgdata: string): Promise<void> {
@@ -25,12 +31,10 @@ export async function startPlainServer(
   const pgctl = (...args: string[]): Promise<void> =>
     runAs(owner, [join(bindir, "pg_ctl"), "-D", pgdata, "-w", "-s", ...args]);
   const options = `-p ${port} -c listen_addresses=localhost -c unix_socket_directories=${pgdata}`;
-  await pgctl("-l", `${pgdata}.log`, "-o", options, "start");
-  return {
-    pgdata,
-    port,
-    [Symbol.asyncDispose]: () => pgctl("-m", "immediate", "stop"),
-  };
+  const start = () => pgctl("-l", `${pgdata}.log`, "-o", options, "start");
+  const stop = () => pgctl("-m", "immediate", "stop");
+  await start();
+  return { pgdata, port, start, stop, [Symbol.asyncDispose]: stop };
 }
 
 /** @throws {Error} the command failed, or took longer than 30 s */

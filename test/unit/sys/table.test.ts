@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { renderTable } from "../../../lib/sys/table.ts";
+import { fitTable, renderTable } from "../../../lib/sys/table.ts";
 
 test("renderTable: right-aligned columns with a rule below the header", () => {
   const text = renderTable(
@@ -30,4 +30,20 @@ test("renderTable: prose begins at the left, and nothing trails", () => {
   expect(renderTable(["Rule", "Comment"], rows, ["Comment"])).toBe(
     ["Rule | Comment", "-----+-----------", "  R1 | long words", " R22 | short"].join("\n"),
   );
+});
+
+test("fitTable: columns go in the given order until the rest fits, and no line is wider", () => {
+  const header = ["Name", "Port", "State", "Comment"];
+  const rows = [
+    ["node_1", "5432", "primary", "a long sentence that is cut wherever the line ends"],
+  ];
+  const fit = (columns: number) => fitTable(header, rows, columns, ["Port", "State"], ["Comment"]);
+  expect(fit(200)).toEqual(renderTable(header, rows, ["Comment"]).split("\n"));
+  expect(fit(44)).toEqual([
+    "  Name |   State | Comment",
+    "-------+---------+--------------------------",
+    "node_1 | primary | a long sentence that is c",
+  ]);
+  expect(fit(36)[0]).toBe("  Name | Comment");
+  expect(fit(12)[2]).toBe("node_1 | a l");
 });
