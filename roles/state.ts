@@ -73,10 +73,12 @@ const events = defineCommand({
     const last = parseCount("count", count, 1_000_000, 1);
     const sinceMs = args.since && parseMeasure("--since", "ms", args.since);
     await using monitor = openMonitor(at.monitor);
+    // where to go on from, should none be recent enough
+    const before = args.follow && sinceMs ? await monitor.events(at.formation, 1) : [];
     const rows = sinceMs
       ? (await monitor.eventsAfter(at.formation, 0, sinceMs)).slice(-last)
       : await monitor.events(at.formation, last);
-    if (args.follow) return await follow(monitor, at.formation, rows, args.json === true);
+    if (args.follow) return await follow(monitor, at.formation, rows, before, args.json);
     if (args.json) return json(rows);
     answer(renderTable(tables.EVENT_HEADER, rows.map(tables.eventCells), ["Comment"]));
   },
@@ -86,11 +88,13 @@ async function follow(
   monitor: MonitorClient,
   formation: string,
   rows: readonly EventRow[],
-  asJson: boolean,
+  before: readonly EventRow[],
+  asJson: boolean | undefined,
 ): Promise<void> {
   const onEvent = (row: EventRow) => answer(asJson ? JSON.stringify(row) : tables.eventLine(row));
   rows.forEach(onEvent);
-  await followEvents(monitor, formation, rows, signals().stop, {
+  const known = rows.length > 0 ? rows : before;
+  await followEvents(monitor, formation, known, signals().stop, {
     onEvent,
     onAway: (reason) =>
       logger("state").warn("the monitor is away, events come when it is back", { reason }),

@@ -73,19 +73,20 @@ export function makeSieve(): Sieve {
 }
 
 /**
- * Hands on each event that comes after those in `rows`, until the signal is aborted.
+ * Hands on each event that comes after those that are known, until the signal is aborted.
  *
+ * @param known the last ones that were read, oldest first; none: every event is new
  * @param onAway called once when the monitor no longer answers, with the reason
  */
 export async function followEvents(
   monitor: MonitorClient,
   formation: string,
-  rows: readonly EventRow[],
+  known: readonly EventRow[],
   signal: AbortSignal,
   { onEvent, onAway }: { onEvent: (row: EventRow) => void; onAway: (reason: string) => void },
 ): Promise<void> {
   const sieve = makeSieve();
-  sieve.fresh(rows, monotonicMs());
+  sieve.fresh(known, monotonicMs());
   let isAway = false;
   const look = async (): Promise<void> => {
     const found = await monitor.eventsAfter(formation, sieve.floor());

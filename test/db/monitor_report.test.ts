@@ -95,6 +95,25 @@ story(
   },
 );
 
+story(
+  here,
+  "node_active: a crash and its end are an event each, and no other report is",
+  async (world) => {
+    const { says, news, monitor } = await healthyGroup(world, 2);
+    await says(1, PRIMARY);
+    await says(1, { ...PRIMARY, pgIsRunning: false });
+    await says(1, { ...PRIMARY, pgIsRunning: false });
+    await says(1, { ...PRIMARY, lsn: "0/4000000" });
+    await says(1, { ...PRIMARY, lsn: "0/5000000" });
+    const node = 'Node 1 "node_1" (localhost:5001)';
+    expect(await news()).toEqual([
+      `${node} reports that PostgreSQL is not running`,
+      `${node} reports that PostgreSQL is running again`,
+    ]);
+    await monitor.close();
+  },
+);
+
 story(here, "node_active: only the primary says which set is in force", async (world) => {
   const { says, row, own, monitor } = await healthyGroup(world, 3);
   const inForce = async () => (await row()).inForce;

@@ -169,9 +169,17 @@ test("watch: refused where nothing can be drawn, with what to use instead", asyn
 
 // ------------------------------------------------------------ for programs, and line by line
 
+const started: RunningRole[] = [];
+afterAll(() => {
+  for (const role of started) role.signal("SIGKILL");
+});
+
 /** A role that goes on until it's told to stop; what it prints is in a file. */
 function running(label: string, ...args: string[]): RunningRole {
-  return new RunningRole(roleCommand("state", [...args, "--monitor", uri]), env, join(base, label));
+  const command = roleCommand("state", [...args, "--monitor", uri]);
+  const role = new RunningRole(command, env, join(base, label));
+  started.push(role);
+  return role;
 }
 
 test("watch --json: a line for each change, none for what stays", async () => {
@@ -237,6 +245,17 @@ test("events --since: what is not older, and as many as asked for", async () => 
   const json = JSON.parse(await says("events", "--since", "1h", "--count", "1", "--json"));
   expect(json).toMatchObject([{ description: two }]);
   expect(JSON.parse(await says("events", "--since", "3h", "--json")).length).toBeGreaterThan(4);
+  // none is recent enough: those that follow are told, and no older one
+  const role = running("since", "events", "--since", "1ms", "--follow", "--json");
+  await waitFor("its subscription", 5000, async () => {
+    const sql =
+      "select pid from pg_stat_activity where query = 'select 1' and usename = 'autoctl_node'";
+    return (await group.own.query(sql)).length > 0;
+  });
+  const three = await remark();
+  await waitForLog(role.logFile, new RegExp(three), 3000);
+  const told = readLog(role.logFile).trimEnd().split("\n");
+  expect(told.map((line) => JSON.parse(line).description)).toEqual([three]);
   expectRefusal(await state("events", "--since", "yesterday"), { code: 2, says: /takes a time/ });
 }, 20_000);
 

@@ -1,6 +1,7 @@
 /** The walkthrough on real servers: set up by hand, then broken twice under a client that writes. */
 import { afterAll, expect, test } from "bun:test";
 import { Cluster } from "../helpers/cluster.ts";
+import { runRole } from "../helpers/command.ts";
 import { isRoot } from "../helpers/owner.ts";
 import { nothingLost } from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
@@ -158,6 +159,28 @@ step("breaking it 1: kill -9 of the secondary's postmaster", 40_000, async () =>
 step("breaking it 2: kill -9 of the primary's postmaster, twice", 60_000, async () => {
   await breakThePrimary(primary, secondary);
   await breakThePrimary(secondary, primary);
+});
+
+step("state failovers: both of them, phase by phase", 10_000, async () => {
+  const flags = ["failovers", "--monitor", cluster.monitorUri];
+  const { code, stdout } = await runRole("state", [...flags, "--json"], { env: cluster.env });
+  expect(code).toBe(0);
+  const told = JSON.parse(stdout);
+  const names = [await cluster.nameOf(primary), await cluster.nameOf(secondary)];
+  expect(told).toMatchObject([
+    { kind: "failover", status: "done", from: names[0], to: names[1], lostBytes: null },
+    { kind: "failover", status: "done", from: names[1], to: names[0], lostBytes: null },
+  ]);
+  for (const { at, ms } of told) {
+    const moments = ["noticed", "decided", "disconnected", "promoted", "open", "redundant"];
+    const times = moments.map((moment) => Date.parse(at[moment]));
+    expect(times).toEqual(times.toSorted((a, b) => a - b));
+    expect(ms.outage).toBe(ms.decide + ms.disconnect + ms.promote + ms.open);
+    expect(ms.outage).toBeLessThan(OUTAGE_LIMIT_MS);
+    expect(ms.redundancy).toBeGreaterThan(0);
+  }
+  const table = await runRole("state", flags, { env: cluster.env });
+  expect(table.stdout).toMatch(/failover \| +done \| +\w+ \| +\w+ \|( +\d+ ms \|){6} -/);
 });
 
 async function breakThePrimary(old: Service, candidate: Service): Promise<void> {
