@@ -261,7 +261,7 @@ export const GROUP_RULES: readonly GroupRule[] = [
     why: "the group has a primary to follow" },
 
   // a switchover: the primary hands over to a standby that has everything
-  { id: "R330", self: [is("primary")], when: ["planned", "readyToHandOver"],
+  { id: "R330", self: [is("primary")], when: ["requested", "planned", "readyToHandOver"],
     goals: { self: "draining" },
     why: "a switchover was asked for: it writes everything out, stops, and a standby that has it all takes over" },
   { id: "R331", self: [is("secondary")], primary: [is("draining")], when: ["handingOver", "selfHeir"],
