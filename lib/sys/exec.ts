@@ -1,6 +1,6 @@
 /** Helper programs: run one, bounded, and read what it says. */
 
-import { AppError, type Detail } from "./errors.ts";
+import { AppError, type Detail, invariant } from "./errors.ts";
 
 /** How to run a program. */
 export type RunOptions = {
@@ -15,12 +15,16 @@ export type RunOptions = {
   readonly onStderrLine?: ((line: string) => void) | undefined;
   /** The program is killed when this process dies, however that happens; Linux with `setpriv`, elsewhere ignored. */
   readonly dieWithParent?: boolean | undefined;
+  /** It gets a session of its own, and whatever it has started there ends with it. */
+  readonly ownGroup?: boolean | undefined;
+  /** How much of each output is kept, in characters; the rest is read and forgotten. */
+  readonly outputMax?: number | undefined;
 };
 
 /** How a program ended: `code` is null when a signal ended it. */
 export type RunResult = { code: number | null; stdout: string; stderr: string };
 
-/** From SIGTERM to SIGKILL. */
+/** From SIGTERM to SIGKILL, and from there until a process that can't be killed (a disk that hangs) is left to itself. */
 const TERMINATE_MS = 1000;
 
 /** A grandchild that keeps a pipe open must not hold the result back for longer. */
@@ -36,20 +40,28 @@ const DRAIN_MS = 1000;
  * @throws the signal's reason
  */
 export async function run(command: readonly string[], options: RunOptions): Promise<RunResult> {
-  const { timeoutMs, signal, cwd, input, onStderrLine } = options;
+  const { timeoutMs, signal, cwd, input, onStderrLine, outputMax } = options;
   const [program = ""] = command;
   signal?.throwIfAborted();
   const child = spawn(program, command, options, { cwd, input });
-  const stdout = collect(child.stdout);
-  const stderr = collect(child.stderr, onStderrLine);
+  const stdout = collect(child.stdout, { max: outputMax });
+  const stderr = collect(child.stderr, { max: outputMax, onLine: onStderrLine });
 
   let stopped: { reason: unknown } | undefined;
   let kill: ReturnType<typeof setTimeout> | undefined;
+  const unkillable = Promise.withResolvers<void>();
+  const send = (name: NodeJS.Signals) => {
+    if (options.ownGroup) signalGroup(child.pid, name);
+    else child.kill(name);
+  };
   const stop = (reason: unknown) => {
     if (stopped !== undefined) return;
     stopped = { reason };
-    child.kill("SIGTERM");
-    kill = setTimeout(() => child.kill("SIGKILL"), TERMINATE_MS);
+    send("SIGTERM");
+    kill = setTimeout(() => {
+      send("SIGKILL");
+      kill = setTimeout(unkillable.resolve, TERMINATE_MS);
+    }, TERMINATE_MS);
   };
   const abort = () => stop(signal?.reason);
   signal?.addEventListener("abort", abort, { once: true });
@@ -61,7 +73,8 @@ export async function run(command: readonly string[], options: RunOptions): Prom
     );
   }, timeoutMs);
   try {
-    await child.exited;
+    await Promise.race([child.exited, unkillable.promise]);
+    if (options.ownGroup) signalGroup(child.pid, "SIGKILL");
     if (stopped === undefined) await drained([stdout.done, stderr.done]);
   } finally {
     clearTimeout(deadline);
@@ -80,7 +93,7 @@ let setpriv: string | undefined;
 function spawn(
   program: string,
   command: readonly string[],
-  { env, dieWithParent }: RunOptions,
+  { env, dieWithParent, ownGroup }: RunOptions,
   { cwd, input }: { cwd: string | undefined; input: string | undefined },
 ) {
   const argv = [...command];
@@ -98,10 +111,21 @@ function spawn(
       stdin: input === undefined ? "ignore" : Buffer.from(input),
       stdout: "pipe",
       stderr: "pipe",
+      detached: ownGroup ?? false,
       ...(cwd === undefined ? {} : { cwd }),
     });
   } catch (error) {
     throw cannotStart({ program, cwd, reason: (error as Error).message }, error);
+  }
+}
+
+/** The group of a child of ours; that there is nobody left in it is no error. */
+function signalGroup(first: number, name: NodeJS.Signals): void {
+  invariant(Number.isInteger(first) && first > 1, "a group is named by its first process");
+  try {
+    process.kill(-first, name);
+  } catch {
+    // gone, or another user's by now
   }
 }
 
@@ -110,13 +134,19 @@ function cannotStart(detail: Detail, cause?: unknown): AppError {
 }
 
 /** Reads a stream to its end, or until `stop`. */
-function collect(stream: ReadableStream<Uint8Array>, onLine?: (line: string) => void) {
+function collect(
+  stream: ReadableStream<Uint8Array>,
+  {
+    max = Number.POSITIVE_INFINITY,
+    onLine,
+  }: { max?: number | undefined; onLine?: ((line: string) => void) | undefined },
+) {
   const decoder = new TextDecoder();
   const reader = stream.getReader();
   let text = "";
   let begun = "";
   const take = (part: string) => {
-    text += part;
+    if (text.length < max) text += part.slice(0, max - text.length);
     if (onLine === undefined) return;
     const lines = (begun + part).split(/\r?\n|\r/);
     begun = lines.pop() ?? "";

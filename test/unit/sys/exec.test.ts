@@ -95,6 +95,28 @@ describe("run", () => {
     process.kill(Number(result.stdout), "SIGKILL");
   });
 
+  test("ownGroup: what it has started ends with it, and holds nothing up", async () => {
+    const startMs = monotonicMs();
+    const left = await run(sh("sleep 60 & echo $!"), { timeoutMs, ownGroup: true });
+    expect(monotonicMs() - startMs).toBeLessThan(900);
+    await gone(Number(left.stdout));
+    const pids: number[] = [];
+    const killed = run(sh("sleep 60 & echo $! >&2; wait"), {
+      timeoutMs: 200,
+      ownGroup: true,
+      onStderrLine: (line) => pids.push(Number(line)),
+    });
+    await expect(killed).rejects.toMatchObject({ kind: "timeout" });
+    expect(pids).toHaveLength(1);
+    await gone(pids[0] ?? 0);
+  });
+
+  test("outputMax: the rest is read, and forgotten", async () => {
+    const script = "head -c 3000000 /dev/zero | tr '\\0' x; echo end >&2";
+    const result = await run(sh(script), { timeoutMs, outputMax: 10 });
+    expect(result).toEqual({ code: 0, stdout: "xxxxxxxxxx", stderr: "end\n" });
+  });
+
   test("dieWithParent: it dies when this process is killed; otherwise it doesn't", async () => {
     if (Bun.which("setpriv") === null) return;
     const exec = join(import.meta.dir, "../../../lib/sys/exec.ts");
