@@ -12,6 +12,7 @@ import {
 } from "./shapes.ts";
 import { AppError, errorText } from "./sys/errors.ts";
 import { readIfExists, writeDurably } from "./sys/files.ts";
+import type { HttpAddress } from "./sys/http.ts";
 import { parseUri } from "./sys/sql.ts";
 import { becomeOwnerOf, homeDirectory } from "./sys/user.ts";
 
@@ -157,6 +158,25 @@ export function parsePort(flag: string | undefined): number {
   });
 }
 
+/**
+ * Where HTTP is served: `PORT` on this machine only, `HOST:PORT`, `[IPv6]:PORT`, or `*:PORT` at every address.
+ *
+ * @throws {AppError} usage: it is none of these
+ */
+export function parseHttpAddress(text: string): HttpAddress {
+  const [, bracketed, bare, port = ""] =
+    /^(?:(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/[\]]+)):)?(\d+)$/.exec(text) ?? [];
+  const result = v.safeParse(Port, port === "" ? Number.NaN : Number(port));
+  if (result.success) {
+    const host = bracketed ?? bare ?? "127.0.0.1";
+    return { host: host === "*" ? "0.0.0.0" : host, port: result.output };
+  }
+  throw new AppError("usage", "an address to serve HTTP at is [HOST:]PORT", {
+    detail: { http: text },
+    hint: "Give --http 8008 for this machine only, --http '*:8008' for every address, or HOST:PORT.",
+  });
+}
+
 /** @throws {AppError} usage: not a whole number from `min` to `max` */
 export function parseCount(name: string, value: string, max: number, min = 0): number {
   const count = /^\d+$/.test(value) ? Number(value) : Number.NaN;
@@ -165,6 +185,51 @@ export function parseCount(name: string, value: string, max: number, min = 0): n
     detail: { [name]: value },
     hint: `Give --${name} a number such as ${Math.min(max, 50)}.`,
   });
+}
+
+/** The flag of every service that can serve HTTP. */
+export const httpArg = {
+  http: {
+    type: "string",
+    description:
+      "Serve health checks and metrics over HTTP at [HOST:]PORT; a port alone: for this machine only",
+  },
+} as const;
+
+/** What a keeper does for others on its host. */
+export const keeperServiceArgs = {
+  ...httpArg,
+  hooksDir: {
+    type: "string",
+    description: "The directory of programs to call when this node's state changes",
+  },
+  hookTimeout: { type: "string", description: "Seconds until a hook is killed (10)" },
+} as const;
+
+export type HttpSetting = Pick<MonitorConfig, "http">;
+export type KeeperServices = Pick<KeeperConfig, "http" | "hooksDir" | "hookTimeoutMs">;
+
+/** @throws {AppError} usage: it can't be an address */
+export function httpSetting(args: { readonly http?: string | undefined }): HttpSetting {
+  if (args.http === undefined) return {};
+  parseHttpAddress(args.http);
+  return { http: args.http };
+}
+
+/** Call it before the working directory changes: a relative path is one from there. */
+export function keeperServices(args: {
+  readonly http?: string | undefined;
+  readonly hooksDir?: string | undefined;
+  readonly hookTimeout?: string | undefined;
+}): KeeperServices {
+  const { hooksDir, hookTimeout } = args;
+  return {
+    ...httpSetting(args),
+    ...(hooksDir === undefined ? {} : { hooksDir: resolve(hooksDir) }),
+    ...(hookTimeout === undefined
+      ? {}
+      : { hookTimeoutMs: 1000 * parseCount("hook-timeout", hookTimeout, 3600, 1) }),
+  };
 }
 
 /** The monitor's URI from the flag or the environment; checked, and without anything connected. */

@@ -265,6 +265,8 @@ const INSTANCE_CONFIG = {
   pgctl: v.string(),
   nodename: v.string(),
   auth: AuthShape,
+  /** Where HTTP is served, as [HOST:]PORT; left out: nowhere. */
+  http: v.optional(v.string()),
 };
 
 const KeeperConfigShape = v.strictObject({
@@ -276,6 +278,10 @@ const KeeperConfigShape = v.strictObject({
   monitor: v.string(),
   candidatePriority: Count,
   replicationQuorum: v.boolean(),
+  /** Whose programs are called when the node's state changes; left out: none. */
+  hooksDir: v.optional(v.string()),
+  /** Until a hook is killed. */
+  hookTimeoutMs: v.optional(v.pipe(Count, v.minValue(1))),
 });
 export type KeeperConfig = v.InferOutput<typeof KeeperConfigShape>;
 

@@ -1,7 +1,15 @@
 #!/usr/bin/env -S bun --no-env-file
 /** keeper: the agent beside one PostgreSQL. */
 import { defineCommand } from "citty";
-import { enterPgdata, parseCount, parsePort, requireMonitorUri } from "../lib/config.ts";
+import {
+  enterPgdata,
+  type KeeperServices,
+  keeperServiceArgs,
+  keeperServices,
+  parseCount,
+  parsePort,
+  requireMonitorUri,
+} from "../lib/config.ts";
 import {
   createNode,
   dropNode,
@@ -24,8 +32,8 @@ const pgdataArg = {
   pgdata: { type: "string", description: "The node's data directory (or PGDATA)" },
 } as const;
 
-async function runForeground(pgdata: string): Promise<void> {
-  if ((await runNode(pgdata, signals())) === "dropped") {
+async function runForeground(pgdata: string, services: KeeperServices = {}): Promise<void> {
+  if ((await runNode(pgdata, services, signals())) === "dropped") {
     log.warn("This node is not part of its group any more");
     exit(EXIT_CODES.dropped);
   }
@@ -78,9 +86,11 @@ const create = defineCommand({
       default: "trust",
       description: "How logins from this very machine are checked; others need scram-sha-256",
     },
+    ...keeperServiceArgs,
     run: { type: "boolean", description: "Go on with run" },
   },
   async run({ args }) {
+    const services = keeperServices(args);
     const pgdata = enterPgdata(args.pgdata);
     const monitor = requireMonitorUri(args.monitor);
     const pgport = parsePort(args.pgport);
@@ -98,6 +108,7 @@ const create = defineCommand({
       auth: args.auth as Auth,
       candidatePriority: parseCount("candidate-priority", args.candidatePriority, 100),
       replicationQuorum: args.replicationQuorum === "true",
+      ...services,
       ...(args.name === undefined ? {} : { name: args.name }),
       ...(args.dbname === undefined ? {} : { dbname: args.dbname }),
     };
@@ -115,10 +126,11 @@ const create = defineCommand({
 
 const run = defineCommand({
   meta: { name: "run", description: "Keep the node running in the foreground" },
-  args: { ...pgdataArg, ...logArgs },
+  args: { ...pgdataArg, ...logArgs, ...keeperServiceArgs },
   run({ args }) {
     runLean();
-    return runForeground(enterPgdata(args.pgdata));
+    const services = keeperServices(args);
+    return runForeground(enterPgdata(args.pgdata), services);
   },
 });
 

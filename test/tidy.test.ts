@@ -156,8 +156,11 @@ test("every rule of the state machine is named by a test", () => {
   expect(rules.map((match) => match[1] ?? "").filter((id) => !named.has(id))).toEqual([]);
 });
 
-/** Words of other products for what has a name here; split so that this file may name them. */
-const FOREIGN = /\b(mas(?:ter)|sl(?:ave)|lead(?:er)|repl(?:ica)|follow(?:er))s?\b/i;
+/**
+ * Words of other products for what has a name here; split so that this file may name them. A path that load balancers
+ * are configured to ask for is what it is.
+ */
+const FOREIGN = /\b(mas(?:ter)|sl(?:ave)|lead(?:er)|(?<!\/)repl(?:ica)|follow(?:er))s?\b/i;
 
 test("PostgreSQL's words: primary and standby", () => {
   const paths = [

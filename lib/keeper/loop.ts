@@ -3,7 +3,10 @@
  * at most one of a kind, and whatever ends, arrives or falls due leads to one `turn`, which looks at
  * the clock before anything else.
  */
+
+import { parseHttpAddress } from "../config.ts";
 import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
+import { formatLsn } from "../group/lsn.ts";
 import { standbyName, synchronousStandbyNames } from "../group/quorum.ts";
 import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
 import { type MonitorClient, openMonitor } from "../monitor/client.ts";
@@ -13,9 +16,12 @@ import { livePostmaster } from "../pg/server.ts";
 import type { Answer } from "../shapes.ts";
 import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
+import { serveHttp } from "../sys/http.ts";
 import { promotionOf } from "./ancestry.ts";
 import { chores } from "./chores.ts";
 import { couldBeReplaced, fenceAtMs } from "./fence.ts";
+import { type Hooks, openHooks } from "./hooks.ts";
+import { type NodeHealth, nodeReply } from "./http.ts";
 import {
   adoptNode,
   CLEAN_STOP,
@@ -45,6 +51,8 @@ const CHECK_TIMEOUT_MS = 1000;
 const ASK_TIMEOUT_MS = 1000;
 /** How long a keeper that stops waits for its standby to be told to take over. */
 const HAND_OVER_MS = 5000;
+/** How long a keeper that ends waits for hooks that are still to be run. */
+const HOOKS_END_MS = 10_000;
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 
@@ -122,6 +130,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let isStranger = false;
   let lastSaid = "";
   let lastWaiting = "";
+  let lastStreamed: number | undefined;
+  const reports = { answered: 0, failed: 0, tookMs: 0 };
+  let toldState = node.state.state;
+  const hooks = hooksOf(node, monitor);
 
   const policy = (): Policy => node.answer?.policy ?? DEFAULT_POLICY;
 
@@ -160,6 +172,47 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       couldBeReplaced: couldBeReplaced(node.state.state, node.state.syncMembers.length),
       networkPartitionTimeoutMs: policy().networkPartitionTimeoutMs,
     });
+
+  // ---------------------------------------------------------------- telling others
+
+  /** As of this very moment, also when this process has just been thawed. */
+  function health(): NodeHealth {
+    const now = monotonicMs();
+    const fence = fenceAt();
+    const isUnheard = contact === "never" && lastReply === undefined;
+    return {
+      formation: node.config.formation,
+      host: node.config.nodename,
+      port: node.config.pgport,
+      state: node.state,
+      postgres: postgres(now),
+      underWay: task?.to,
+      fenced: fence !== undefined && (now >= fence || isUnheard),
+      closing: over || closing !== undefined,
+      seen: node.observation,
+      streamedAgeMs: lastStreamed === undefined ? undefined : now - lastStreamed,
+      contactAgeMs: contact === "never" ? undefined : now - lastContact,
+      primaryLsn: upstreamOf(node)?.lsn,
+      startFailures,
+      syncInForce: syncInForce(node),
+      reports,
+    };
+  }
+
+  /** @param from the same state: PostgreSQL was started in it */
+  function tellHooks(from: NodeState): void {
+    const { config, state, observation } = node;
+    toldState = state.state;
+    hooks?.tell({
+      formation: config.formation,
+      group: state.groupId ?? config.group,
+      node: { id: state.nodeId, name: state.name, host: config.nodename, port: config.pgport },
+      from,
+      to: state.state,
+      timeline: observation?.timeline,
+      lsn: observation && formatLsn(observation.lsn),
+    });
+  }
 
   // ---------------------------------------------------------------- observing
 
@@ -224,7 +277,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       if (!answered) return;
       const wasStreaming = isStreaming(node.observation);
       const seen = await look(node);
-      if (isStreaming(seen)) streamed = now;
+      if (isStreaming(seen)) {
+        streamed = now;
+        lastStreamed = now;
+      }
       if (isStreaming(seen) !== wasStreaming || now - lastReportSent >= policy().heartbeatMs / 2) {
         reportWanted = true;
       }
@@ -293,6 +349,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         report,
         REPORT_TIMEOUT_MS,
       );
+      reports.answered += 1;
+      reports.tookMs += monotonicMs() - now;
       if (now >= contactVoidBefore) {
         lastContact = now;
         if (contact === "lost") log.info("The monitor answers again");
@@ -310,6 +368,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         leave();
         return;
       }
+      reports.failed += 1;
       if (contact !== "lost") log.warn(errorText(error));
       if (contact === "fresh") contact = "lost";
       if (crash && contact === "lost") crash.considered = true;
@@ -484,6 +543,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
             unansweredSince = undefined;
             eagerUntil = monotonicMs() + EAGER_FOR_MS;
             log.info(`PostgreSQL is running with pid ${node.server?.pid}`);
+            tellHooks(node.state.state);
           } catch (error) {
             startFailures += 1;
             throw error;
@@ -579,6 +639,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         (step.do === "transition" && STATE_TRAITS[step.row[1]].postgres === "down");
       if (allowed && (task === undefined || overtakes)) act(step, now);
     }
+    if (node.state.state !== toldState) tellHooks(toldState);
     if (closing === "handing over" && hasHandedOver(now)) {
       finish(node.state.state);
       return;
@@ -689,6 +750,11 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     wake();
   });
 
+  const { http } = node.config;
+  using _http =
+    http === undefined
+      ? undefined
+      : serveHttp(parseHttpAddress(http), (path, query) => nodeReply(health(), path, query), log);
   try {
     // a hint that something has changed: read again; correctness never depends on it
     monitor
@@ -710,6 +776,19 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     task?.controller.abort(new Error("the keeper ends"));
     checkpoints.abort(new Error("the keeper ends"));
     closeLocalDb(node);
+    if (node.state.state !== toldState) tellHooks(toldState);
+    await hooks?.close(options.leave.aborted ? 0 : HOOKS_END_MS);
     await monitor[Symbol.asyncDispose]();
   }
+}
+
+/** What becomes of a hook is told to the monitor too. */
+function hooksOf(node: Node, monitor: MonitorClient): Hooks | undefined {
+  const { formation, hooksDir, hookTimeoutMs } = node.config;
+  if (hooksDir === undefined) return undefined;
+  return openHooks({ directory: hooksDir, timeoutMs: hookTimeoutMs }, log, (sentence) => {
+    monitor
+      .reportEvent(formation, ownId(node), node.state.identity, sentence)
+      .catch((error: unknown) => log.debug(`event not recorded: ${errorText(error)}`));
+  });
 }

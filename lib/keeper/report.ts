@@ -9,6 +9,14 @@ import type { KeeperState, Report, Shutdown } from "../shapes.ts";
 export const isStreaming = (seen: Observation | undefined): boolean =>
   seen?.inRecovery === true && seen.receiver?.status === "streaming";
 
+/** A primary takes writes; a standby serves reads only; none serves nobody, or is left to its operator. */
+export type Role = "primary" | "standby" | "none";
+
+export function roleOf(state: NodeState): Role {
+  if (canTakeWrites(state)) return "primary";
+  return STATE_TRAITS[state].postgres === "up" ? "standby" : "none";
+}
+
 /**
  * What "PostgreSQL is running" means to the monitor. In a state that promises a stopped server it
  * runs until no process is left: one that hangs may wake up, and somebody else is waiting to open.

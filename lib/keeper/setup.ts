@@ -1,6 +1,7 @@
 /** The life of a node around its loop: created, run, asked, stopped and dropped. */
 import { existsSync, readdirSync } from "node:fs";
 import {
+  type KeeperServices,
   loadKeeperConfig,
   makeNodeDirectory,
   type NodePaths,
@@ -136,6 +137,9 @@ const SAME: readonly (keyof KeeperConfig)[] = [
   "formation",
   "nodename",
   "name",
+  "http",
+  "hooksDir",
+  "hookTimeoutMs",
 ];
 
 /** @returns the settings as they stand; the flags of a second create must not contradict the first */
@@ -277,12 +281,18 @@ function requireState(paths: NodePaths): KeeperState {
   });
 }
 
-/** Runs the node until it's stopped. @returns "dropped" when it's no more part of the group */
+/**
+ * Runs the node until it's stopped.
+ *
+ * @param services go before those of the settings file
+ * @returns "dropped" when it's no more part of the group
+ */
 export async function runNode(
   pgdata: string,
+  services: KeeperServices,
   options: Pick<LoopOptions, "stop" | "leave" | "onReload">,
 ): Promise<NodeState> {
-  const config = loadKeeperConfig(pgdata);
+  const config = { ...loadKeeperConfig(pgdata), ...services };
   const paths = nodePaths(pgdata);
   using _lock = lockNode(paths);
   const binaries = await findBinaries({ pgctl: config.pgctl });

@@ -16,6 +16,7 @@ import {
   openDb,
   parseUri,
   passwordFor,
+  queryOnce,
   type Row,
   sqlState,
   type Target,
@@ -49,6 +50,13 @@ export type MonitorClient = AsyncDisposable & {
   register(registration: Registration): Promise<Answer>;
   /** One report; `timeoutMs` bounds it, connecting included. */
   nodeActive(formation: string, nodeId: number, report: Report, timeoutMs: number): Promise<Answer>;
+  /** A sentence about the node for the group's events; over a connection of its own, so that no report waits for it. */
+  reportEvent(
+    formation: string,
+    nodeId: number,
+    identity: string,
+    description: string,
+  ): Promise<void>;
   removeNode(nodeId: number, force: boolean): Promise<boolean>;
   state(formation: string): Promise<StateRow[]>;
   events(formation: string, count: number): Promise<EventRow[]>;
@@ -245,6 +253,14 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
         timeoutMs,
       );
       return parseAnswer(single(rows));
+    },
+    async reportEvent(formation, nodeId, identity, description) {
+      await queryOnce(target, "select pgautofailover.report_event($1, $2, $3, $4)", [
+        formation,
+        nodeId,
+        identity,
+        description,
+      ]);
     },
     async removeNode(nodeId, force) {
       return (

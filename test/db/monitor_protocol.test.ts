@@ -149,6 +149,29 @@ story(
   },
 );
 
+story(
+  here,
+  "report_event: a node's own keeper only; what it says is bounded, and one line",
+  async (world) => {
+    const monitor = await monitorOf(world);
+    const db = monitor.open("autoctl_node");
+    const { nodeId } = await register(db, {});
+    const say = (identity: string, text: string) =>
+      db.query("select pgautofailover.report_event('default', $1, $2, $3)", [
+        nodeId,
+        identity,
+        text,
+      ]);
+    await say(NODE_A, `a\n\u001b[31m${"ü".repeat(1000)}`);
+    expect(await refusal(say(NODE_B, "a stranger"))).toBe("PA012");
+    const events = await db.query(
+      "select description from pgautofailover.last_events('default', 10) order by eventid",
+    );
+    expect(events.slice(1)).toEqual([{ description: `Node 1 "node_1": a [31m${"ü".repeat(494)}` }]);
+    await monitor.close();
+  },
+);
+
 story(here, "remove_node: never the primary of another node, nor its successor", async (world) => {
   const monitor = await monitorOf(world);
   const db = monitor.open("autoctl_node");

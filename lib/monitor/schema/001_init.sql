@@ -414,6 +414,21 @@ begin
     return pgautofailover.answer(node_id);
 end $$;
 
+-- A sentence of a node's keeper about what is not the monitor's business, such as its hooks.
+create function pgautofailover.report_event(formation_id text, node_id bigint, node_identity uuid, description text)
+returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node;
+begin
+    select * into node from pgautofailover.node n
+    where n.formationid = formation_id and n.nodeid = node_id and n.identity = node_identity;
+    if not found then
+        raise exception 'the monitor does not know node % of formation "%"', node_id, formation_id using errcode = 'PA012';
+    end if;
+    perform pgautofailover.log_event(node, null, format('Node %s "%s": %s', node.nodeid, node.nodename,
+        left(regexp_replace(coalesce(description, ''), '[[:cntrl:]]+', ' ', 'g'), 500)));
+end $$;
+
 -- Removes a node. Its keeper stops PostgreSQL first and confirms; force: at once, the node is gone for good.
 create function pgautofailover.remove_node(node_id bigint, force boolean default false)
 returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -848,7 +863,8 @@ returns text language sql stable security definer set search_path = pg_catalog, 
 $$;
 
 revoke execute on all functions in schema pgautofailover from public;
-grant execute on function pgautofailover.register_node, pgautofailover.node_active, pgautofailover.remove_node,
+grant execute on function pgautofailover.register_node, pgautofailover.node_active, pgautofailover.report_event,
+    pgautofailover.remove_node,
     pgautofailover.current_state, pgautofailover.last_events, pgautofailover.synchronous_standby_names,
     pgautofailover.group_view, pgautofailover.perform_failover, pgautofailover.perform_promotion,
     pgautofailover.perform_switchover, pgautofailover.start_maintenance, pgautofailover.stop_maintenance,
