@@ -1,7 +1,14 @@
 #!/usr/bin/env -S bun --no-env-file
 /** monitor: the witness of a formation, with a PostgreSQL of its own. */
 import { defineCommand } from "citty";
-import { enterPgdata, loadMonitorConfig, nodePaths, parsePort } from "../lib/config.ts";
+import {
+  enterPgdata,
+  httpArg,
+  httpSetting,
+  loadMonitorConfig,
+  nodePaths,
+  parsePort,
+} from "../lib/config.ts";
 import { lockNode, stopRole } from "../lib/keeper/setup.ts";
 import {
   createMonitor,
@@ -50,9 +57,11 @@ const create = defineCommand({
       description: "How keepers on this machine log in; others need scram-sha-256",
     },
     pgctl: { type: "string", description: "The pg_ctl to use" },
+    ...httpArg,
     run: { type: "boolean", description: "Go on with run" },
   },
   async run({ args }) {
+    const http = httpSetting(args);
     const pgdata = enterPgdata(args.pgdata);
     const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
     const config: MonitorConfig = {
@@ -62,6 +71,7 @@ const create = defineCommand({
       pgctl: `${binaries.bindir}/pg_ctl`,
       nodename: args.nodename,
       auth: args.auth as Auth,
+      ...http,
     };
     const done = await createMonitor(config);
     log.info(
@@ -76,10 +86,11 @@ const create = defineCommand({
 
 const runCommand = defineCommand({
   meta: { name: "run", description: "Keep the monitor running in the foreground" },
-  args: { ...pgdataArg, ...logArgs },
+  args: { ...pgdataArg, ...logArgs, ...httpArg },
   run({ args }) {
     runLean();
-    return run(loadMonitorConfig(enterPgdata(args.pgdata)));
+    const http = httpSetting(args);
+    return run({ ...loadMonitorConfig(enterPgdata(args.pgdata)), ...http });
   },
 });
 

@@ -6,6 +6,7 @@ import {
   loadMonitorConfig,
   makeNodeDirectory,
   nodePaths,
+  parseHttpAddress,
   removeNodeDirectory,
   saveConfig,
 } from "../config.ts";
@@ -27,9 +28,11 @@ import type { MonitorConfig } from "../shapes.ts";
 import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { writeDurably } from "../sys/files.ts";
+import { serveHttp } from "../sys/http.ts";
 import { logger } from "../sys/log.ts";
 import { openDb, queryOnce, type Target } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
+import { monitorReply, type Overview } from "./http.ts";
 import { watchGroups } from "./loop.ts";
 import { MIGRATIONS } from "./schema/migrations.ts";
 
@@ -162,8 +165,8 @@ export async function migrate(
 }
 
 function refuseOtherSettings(known: MonitorConfig, given: MonitorConfig): void {
-  for (const key of ["pgport", "nodename", "auth"] as const) {
-    if (known[key] === given[key]) continue;
+  for (const key of ["pgport", "nodename", "auth", "http"] as const) {
+    if (known[key] === given[key] || given[key] === undefined) continue;
     throw new AppError(
       "conflict",
       "this data directory has a monitor already, with other settings",
@@ -233,6 +236,15 @@ export async function runMonitor(
   const started = monotonicMs();
   let failures = 0;
   let wasReady = false;
+  const overview: Overview = { isServing: false, groups: new Map() };
+  using _http =
+    config.http === undefined
+      ? undefined
+      : serveHttp(
+          parseHttpAddress(config.http),
+          (path) => monitorReply(overview, path, monotonicMs()),
+          log,
+        );
   while (!signal.aborted) {
     try {
       configure(config);
@@ -243,7 +255,7 @@ export async function runMonitor(
       );
       failures = 0;
       wasReady = true;
-      await watchGroups(targetOf(postmasterOf(config), MONITOR_DATABASE), signal);
+      await watchGroups(targetOf(postmasterOf(config), MONITOR_DATABASE), signal, overview);
       if (!signal.aborted) log.warn("Lost the connection to the monitor's PostgreSQL");
     } catch (error) {
       if (signal.aborted) break;

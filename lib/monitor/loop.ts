@@ -6,6 +6,7 @@ import { errorText } from "../sys/errors.ts";
 import { logger } from "../sys/log.ts";
 import { type Db, openDb, type Target } from "../sys/sql.ts";
 import { probe } from "./health.ts";
+import type { Overview } from "./http.ts";
 import { decideAndWrite, type GroupKey, groups, recordHealth } from "./store.ts";
 
 const log = logger("monitor");
@@ -50,8 +51,13 @@ const keyText = ({ formation, groupId }: GroupKey): string => `${formation}/${gr
  * Serves all groups until `signal` aborts or the connection to the database is lost.
  *
  * @param target the monitor's own database, as its owner
+ * @param overview where what was read last is left for others
  */
-export async function watchGroups(target: Target, signal: AbortSignal): Promise<void> {
+export async function watchGroups(
+  target: Target,
+  signal: AbortSignal,
+  overview: Overview,
+): Promise<void> {
   const lost = Promise.withResolvers<void>();
   await using db: Db = openDb(target, { onClose: () => lost.resolve() });
   await using listener: Db = openDb(target, { onClose: () => lost.resolve() });
@@ -118,9 +124,13 @@ export async function watchGroups(target: Target, signal: AbortSignal): Promise<
       noticeClock(watch, row);
       return Math.min(monotonicMs() - watchingSince, heardMs(watch, row));
     });
-    if (outcome === undefined) return;
+    if (outcome === undefined) {
+      overview.groups.delete(keyText(watch.key));
+      return;
+    }
     const { row, decisions } = outcome;
     const now = monotonicMs();
+    overview.groups.set(keyText(watch.key), { row, readAtMs: now });
     watch.row = row;
     watch.seen = { clockMs: row.clockMs, monotonicMs: now };
     for (const { rule, selfId, goals, sync } of decisions) {
@@ -198,8 +208,10 @@ export async function watchGroups(target: Target, signal: AbortSignal): Promise<
       },
       () => void wakeAll().catch((error: unknown) => log.error(errorText(error))),
     );
+    overview.isServing = true;
     if (!signal.aborted) await lost.promise;
   } finally {
+    overview.isServing = false;
     signal.removeEventListener("abort", stop);
     clearInterval(tick);
     for (const { timer } of watches.values()) clearTimeout(timer);
