@@ -80,6 +80,17 @@ install_netns() {
   } >&2 || say "apt-get could not install iproute2, nftables and util-linux."
 }
 
+# --- HAProxy --------------------------------------------------------------------------------------------------------
+# Its tests, too, are skipped and say why where it can't be had.
+install_haproxy() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return
+  command -v haproxy >/dev/null && return
+  say "Installing HAProxy ..."
+  {
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends haproxy
+  } >&2 || say "apt-get could not install haproxy."
+}
+
 # --- Running and counting -----------------------------------------------------------------------------------------
 passed=0
 failed=0
@@ -133,6 +144,7 @@ case "${1:-}" in
   check) check ;;
   "")
     install_postgres
+    install_haproxy
     check
     # Real servers, with directories and ports of their own: two files at a time.
     for folder in db integration; do
@@ -146,6 +158,7 @@ case "${1:-}" in
   *)
     install_postgres
     case "$*" in *netns*) install_netns ;; esac
+    case "$*" in *integration*) install_haproxy ;; esac
     suite "$@"
     ;;
 esac

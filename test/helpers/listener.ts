@@ -4,8 +4,7 @@ import { freePort } from "./ports.ts";
 export type Listener = Disposable & { port: number };
 
 /** Accepts connections and never says a word. */
-export function silentListener(): Listener {
-  const port = freePort();
+export function silentListener(port = freePort()): Listener {
   const server = Bun.listen({ hostname: "0.0.0.0", port, socket: { data() {} } });
   return { port, [Symbol.dispose]: () => server.stop(true) };
 }

@@ -11,6 +11,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
+  keeperServices,
   loadMonitorConfig,
   makeNodeDirectory,
   nodeDirectory,
@@ -54,6 +55,18 @@ describe("flags and environment", () => {
     expect(parsePort("65535")).toBe(65_535);
     for (const wrong of ["0", "65536", "-1", "", "5432x", "54.3", "0x10", " 5432"]) {
       expect({ wrong, kind: kindOf(() => parsePort(wrong)) }).toEqual({ wrong, kind: "usage" });
+    }
+  });
+
+  test("what a keeper serves: only what was given, with a directory that stays where it is", () => {
+    expect(keeperServices({})).toEqual({});
+    expect(keeperServices({ http: "*:8008", hooksDir: "hooks", hookTimeout: "2" })).toEqual({
+      http: "*:8008",
+      hooksDir: join(process.cwd(), "hooks"),
+      hookTimeoutMs: 2000,
+    });
+    for (const wrong of [{ http: "x" }, { hookTimeout: "0" }, { hookTimeout: "3601" }]) {
+      expect(kindOf(() => keeperServices(wrong))).toBe("usage");
     }
   });
 
