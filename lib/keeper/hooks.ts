@@ -39,7 +39,7 @@ export type Hooks = {
 export const HOOK_TIMEOUT_MS = 10_000;
 const WAITING_MAX = 100;
 const OUTPUT_MAX = 4096;
-/** A hook that is killed is waited for this long. */
+/** A hook that is killed, and the word about it, are waited for this long. */
 const KILL_MS = 3000;
 /** run-parts' rule: no editor's backups, no package manager's leftovers. */
 const NAME = /^[A-Za-z0-9_-]+$/;
@@ -85,18 +85,19 @@ const environment = (): Record<string, string | undefined> =>
   );
 
 /**
- * @param onOutcome hears of every run that failed, and of those that went well when the role has changed
+ * @param onOutcome hears of every run that failed, and of those that went well when the role has changed; doesn't throw
  */
 export function openHooks(
   options: { readonly directory: string; readonly timeoutMs?: number | undefined },
   log: Logger,
-  onOutcome: (sentence: string) => void,
+  onOutcome: (sentence: string) => Promise<void>,
 ): Hooks {
   const { directory, timeoutMs = HOOK_TIMEOUT_MS } = options;
   const closing = new AbortController();
   const waiting: Told[] = [];
   let isWorking = false;
-  let worked: Promise<void> = Promise.resolve();
+  let worked: Promise<unknown> = Promise.resolve();
+  let said: Promise<unknown> = Promise.resolve();
 
   async function call(program: string, told: Told): Promise<void> {
     const begun = monotonicMs();
@@ -104,7 +105,8 @@ export function openHooks(
     const say = (level: "info" | "warn", outcome: string, output = ""): void => {
       const took = { took_ms: Math.round(monotonicMs() - begun) };
       log[level](`${what} ${outcome}`, output === "" ? took : { ...took, output });
-      if (level === "warn" || told.role !== told.role_before) onOutcome(`${what} ${outcome}`);
+      if (level === "warn" || told.role !== told.role_before)
+        said = Promise.all([said, onOutcome(`${what} ${outcome}`)]);
     };
     try {
       const { code, stdout, stderr } = await run([program], {
@@ -158,7 +160,7 @@ export function openHooks(
       const late = setTimeout(() => closing.abort(new Error("the keeper ends")), patienceMs);
       const giveUp = new AbortController();
       await Promise.race([
-        worked,
+        worked.then(() => said),
         delay(patienceMs + KILL_MS, giveUp.signal).catch(() => undefined),
       ]);
       clearTimeout(late);

@@ -21,8 +21,8 @@ export type NodeHealth = {
   /** The keeper is about to end. */
   readonly closing: boolean;
   readonly seen: Observation | undefined;
-  /** Since this standby was last seen to stream; undefined: not yet. */
-  readonly streamedAgeMs: number | undefined;
+  /** This standby streams, or has until just now. */
+  readonly streams: boolean;
   /** Since the last report that was answered had been sent; undefined: not since the keeper's start, or the fence. */
   readonly contactAgeMs: number | undefined;
   /** bytes; the primary's position, as the monitor last told it */
@@ -31,9 +31,6 @@ export type NodeHealth = {
   readonly syncInForce: SyncSet | null;
   readonly reports: { readonly answered: number; readonly failed: number; readonly tookMs: number };
 };
-
-/** A walreceiver that has ended is started again within this, or the standby is cut off. */
-const STREAMED_MS = 2500;
 
 /** Whoever connects may write now, and will find here what was committed last. */
 export function isWritable(health: NodeHealth): boolean {
@@ -51,19 +48,20 @@ export function isWritable(health: NodeHealth): boolean {
 export function replayLagOf({ seen, primaryLsn }: NodeHealth): bigint | undefined {
   if (!seen?.inRecovery || seen.replayLsn === undefined || primaryLsn === undefined)
     return undefined;
-  return primaryLsn > seen.replayLsn ? primaryLsn - seen.replayLsn : 0n;
+  // without the monitor its word grows old, what has been received doesn't
+  const last = primaryLsn > seen.lsn ? primaryLsn : seen.lsn;
+  return last > seen.replayLsn ? last - seen.replayLsn : 0n;
 }
 
-/** A standby that has caught up, and streams or has until just now. */
+/** A standby that has caught up, and goes on. */
 export function isReadable(health: NodeHealth, lagMax: bigint | undefined): boolean {
-  const { state, seen, streamedAgeMs } = health;
+  const { state, seen } = health;
   const lag = replayLagOf(health);
   return (
     (state.state === "secondary" || PROMISED.includes(state.state)) &&
     health.postgres === "up" &&
     seen?.inRecovery === true &&
-    streamedAgeMs !== undefined &&
-    streamedAgeMs < STREAMED_MS &&
+    health.streams &&
     !health.closing &&
     (lagMax === undefined || (lag !== undefined && lag <= lagMax))
   );
@@ -105,7 +103,7 @@ function metricsOf(health: NodeHealth): Metric[] {
     one("postgres_up", "Whether PostgreSQL runs and answers.", health.postgres === "up"),
     one(
       "postgres_start_failures",
-      "Starts that failed since the last look at it.",
+      "Starts that failed, one after the other.",
       health.startFailures,
     ),
     one("timeline", "PostgreSQL's timeline.", seen?.timeline),

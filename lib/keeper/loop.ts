@@ -3,7 +3,6 @@
  * at most one of a kind, and whatever ends, arrives or falls due leads to one `turn`, which looks at
  * the clock before anything else.
  */
-
 import { parseHttpAddress } from "../config.ts";
 import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
@@ -53,6 +52,8 @@ const ASK_TIMEOUT_MS = 1000;
 const HAND_OVER_MS = 5000;
 /** How long a keeper that ends waits for hooks that are still to be run. */
 const HOOKS_END_MS = 10_000;
+/** A standby that has not been seen to stream for so many heartbeats is cut off; a walreceiver may restart meanwhile. */
+const STREAMS_HEARTBEATS = 2.5;
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 
@@ -190,7 +191,9 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       fenced: fence !== undefined && (now >= fence || isUnheard),
       closing: over || closing !== undefined,
       seen: node.observation,
-      streamedAgeMs: lastStreamed === undefined ? undefined : now - lastStreamed,
+      streams:
+        lastStreamed !== undefined &&
+        now - lastStreamed < STREAMS_HEARTBEATS * policy().heartbeatMs,
       contactAgeMs: contact === "never" ? undefined : now - lastContact,
       primaryLsn: upstreamOf(node)?.lsn,
       startFailures,
@@ -787,7 +790,7 @@ function hooksOf(node: Node, monitor: MonitorClient): Hooks | undefined {
   const { formation, hooksDir, hookTimeoutMs } = node.config;
   if (hooksDir === undefined) return undefined;
   return openHooks({ directory: hooksDir, timeoutMs: hookTimeoutMs }, log, (sentence) => {
-    monitor
+    return monitor
       .reportEvent(formation, ownId(node), node.state.identity, sentence)
       .catch((error: unknown) => log.debug(`event not recorded: ${errorText(error)}`));
   });

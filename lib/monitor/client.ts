@@ -255,12 +255,10 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       return parseAnswer(single(rows));
     },
     async reportEvent(formation, nodeId, identity, description) {
-      await queryOnce(target, "select pgautofailover.report_event($1, $2, $3, $4)", [
-        formation,
-        nodeId,
-        identity,
-        description,
-      ]);
+      const params = [formation, nodeId, identity, description];
+      await queryOnce(target, "select pgautofailover.report_event($1, $2, $3, $4)", params, {
+        timeoutMs: 2000,
+      });
     },
     async removeNode(nodeId, force) {
       return (

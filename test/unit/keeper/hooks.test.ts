@@ -46,7 +46,10 @@ function hook(name: string, script: string, mode = 0o755): void {
 }
 
 const open = (timeoutMs = 5000) =>
-  openHooks({ directory, timeoutMs }, LOG, (sentence) => outcomes.push(sentence));
+  openHooks({ directory, timeoutMs }, LOG, async (sentence) => {
+    await Bun.sleep(1);
+    outcomes.push(sentence);
+  });
 
 const change = (from: NodeState, to: NodeState): Change => ({
   formation: "default",

@@ -40,7 +40,7 @@ const PRIMARY: NodeHealth = {
   fenced: false,
   closing: false,
   seen,
-  streamedAgeMs: undefined,
+  streams: false,
   contactAgeMs: 300,
   primaryLsn: undefined,
   startFailures: 0,
@@ -52,7 +52,7 @@ const STANDBY: NodeHealth = {
   ...PRIMARY,
   state: inState("secondary"),
   seen: { ...seen, inRecovery: true, replayLsn: 90n * MB },
-  streamedAgeMs: 100,
+  streams: true,
   primaryLsn: 100n * MB,
   syncInForce: null,
 };
@@ -100,8 +100,7 @@ test.each<[string, Partial<NodeHealth>]>([
 
 test.each<[string, Partial<NodeHealth>]>([
   ["that still catches up", { state: inState("catchingup") }],
-  ["that has not streamed for long", { streamedAgeMs: 2500 }],
-  ["that has never streamed", { streamedAgeMs: undefined }],
+  ["that does not stream", { streams: false }],
   ["that was promoted behind our back", { seen }],
   ["that is down", { postgres: "down" }],
 ])("/replica: not for a standby %s", (_, change) => {
@@ -117,6 +116,7 @@ test("/replica: stays through an election, in which nobody streams for a moment"
 test("/replica?lag: bytes, or sizes as PostgreSQL's; unknown is too far behind", () => {
   const lags = ["/replica?lag=10485760", "/replica?lag=10MB", "/replica?lag=9MB", "/replica?lag=0"];
   expect(statuses(STANDBY, lags)).toEqual([200, 200, 503, 503]);
+  expect(statuses({ ...STANDBY, primaryLsn: 80n * MB }, lags)).toEqual([200, 200, 503, 503]);
   expect(statuses({ ...STANDBY, primaryLsn: undefined }, ["/replica?lag=1TB"])).toEqual([503]);
   expect(statuses(STANDBY, ["/replica?lag=much", "/read-only?lag=-1"])).toEqual([400, 400]);
   expect(["1024", "16 kB", "1GB", "2TB", "", "1PB"].map(parseSize)).toEqual([
