@@ -251,18 +251,27 @@ export const whereArgs = {
   formation: { type: "string", description: "The formation (the node's, else default)" },
 } as const;
 
-/** Which monitor and formation a question is about: named, or those of a node on this machine. */
+export const groupArg = {
+  type: "string",
+  description: "The group (the node's, else 0)",
+} as const;
+
+/** Which monitor, formation and group a question is about: named, or those of a node on this machine. */
 export function locateMonitor(args: {
   readonly pgdata?: string | undefined;
   readonly monitor?: string | undefined;
   readonly formation?: string | undefined;
-}): { monitor: string; formation: string } {
+  readonly group?: string | undefined;
+}): { monitor: string; formation: string; group: number } {
+  const group = args.group === undefined ? undefined : parseCount("group", args.group, 1_000_000);
   const named =
     args.monitor ?? (args.pgdata === undefined ? process.env["PG_AUTOCTL_MONITOR"] : undefined);
-  if (named !== undefined)
-    return { monitor: requireMonitorUri(named), formation: args.formation ?? "default" };
-  if (args.pgdata === undefined && !process.env["PGDATA"])
-    return { monitor: requireMonitorUri(undefined), formation: "default" };
+  if (named !== undefined || (args.pgdata === undefined && !process.env["PGDATA"])) {
+    const monitor = requireMonitorUri(named);
+    return { monitor, formation: args.formation ?? "default", group: group ?? 0 };
+  }
   const config = loadKeeperConfig(enterPgdata(args.pgdata));
-  return { monitor: config.monitor, formation: args.formation ?? config.formation };
+  const formation = args.formation ?? config.formation;
+  const ofNode = formation === config.formation ? config.group : 0;
+  return { monitor: config.monitor, formation, group: group ?? ofNode };
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env -S bun --no-env-file
-/** formation: the settings of a formation, and what an operator asks of its groups. */
+/** formation: made, dropped and listed; its settings, and what an operator asks of its groups. */
 import { defineCommand } from "citty";
-import { locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
+import { groupArg, locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
 import { lossOf } from "../lib/group/explain.ts";
+import { DURABILITIES } from "../lib/group/view.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
 import { failoverText, failoverValues, waitForFailover } from "../lib/monitor/failover.ts";
 import {
@@ -15,8 +16,76 @@ import { answer, commonArgs, confirm, main } from "../lib/sys/cli.ts";
 import { renderTable } from "../lib/sys/table.ts";
 
 const askArgs = { ...commonArgs, ...whereArgs };
-const groupArg = { type: "string", default: "0", description: "The group" } as const;
-const parseGroup = (text: string): number => parseCount("group", text, 1_000_000);
+const { formation: _, ...monitorArgs } = askArgs;
+const nameArg = {
+  type: "positional",
+  required: true,
+  description: "The formation's name",
+} as const;
+
+const create = defineCommand({
+  meta: {
+    name: "create",
+    description: "Make a formation; its nodes are made with keeper.ts create",
+  },
+  args: {
+    ...monitorArgs,
+    name: nameArg,
+    dbname: { type: "string", default: "postgres", description: "The clients' database" },
+    numberSyncStandbys: {
+      type: "string",
+      default: "0",
+      description: "How many standbys each commit waits for; 0 is 1",
+    },
+    durability: {
+      type: "enum",
+      options: [...DURABILITIES],
+      default: "availability",
+      description: "protection, availability or performance",
+    },
+  },
+  async run({ args }) {
+    const { name, dbname } = args;
+    const numberSyncStandbys = parseCount("number-sync-standbys", args.numberSyncStandbys, 100);
+    const { durability } = args;
+    await using monitor = openMonitor(locateMonitor(args).monitor);
+    await monitor.createFormation(name, { dbname, numberSyncStandbys, durability });
+    answer(
+      args.json
+        ? JSON.stringify({ formation: name, dbname, numberSyncStandbys, durability })
+        : `Formation "${name}" is there: make its nodes with roles/keeper.ts create --formation`,
+    );
+  },
+});
+
+const drop = defineCommand({
+  meta: { name: "drop", description: "Remove a formation that has no nodes" },
+  args: { ...monitorArgs, name: nameArg },
+  async run({ args }) {
+    await using monitor = openMonitor(locateMonitor(args).monitor);
+    await monitor.dropFormation(args.name);
+    answer(
+      args.json ? JSON.stringify({ formation: args.name }) : `Formation "${args.name}" is removed`,
+    );
+  },
+});
+
+const list = defineCommand({
+  meta: { name: "list", description: "The monitor's formations" },
+  args: monitorArgs,
+  async run({ args }) {
+    await using monitor = openMonitor(locateMonitor(args).monitor);
+    const found = await monitor.formations();
+    if (args.json) return answer(JSON.stringify(found, undefined, 2));
+    const titles = ["Formation", "Database", "Durability", "Sync Standbys", "Groups", "Nodes"];
+    answer(
+      renderTable(
+        titles,
+        found.map((row) => Object.values(row).map(String)),
+      ),
+    );
+  },
+});
 
 const get = defineCommand({
   meta: { name: "get", description: "The settings of a formation; times are in milliseconds" },
@@ -90,8 +159,8 @@ const failover = defineCommand({
   },
   async run({ args }) {
     const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
-    const group = parseGroup(args.group);
     const at = locateMonitor(args);
+    const { group } = at;
     await using monitor = openMonitor(at.monitor);
     const before = await monitor.groupView(at.formation, group);
     const [last] = await monitor.events(at.formation, 1);
@@ -127,8 +196,8 @@ const switchover = defineCommand({
   },
   async run({ args }) {
     const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
-    const group = parseGroup(args.group);
     const at = locateMonitor(args);
+    const { group } = at;
     await using monitor = openMonitor(at.monitor);
     const before = await monitor.groupView(at.formation, group);
     const [last] = await monitor.events(at.formation, 1);
@@ -149,8 +218,8 @@ const acceptTimeline = defineCommand({
     node: { type: "positional", required: true, description: "The node's name" },
   },
   async run({ args }) {
-    const group = parseGroup(args.group);
     const at = locateMonitor(args);
+    const { group } = at;
     await using monitor = openMonitor(at.monitor);
     await monitor.acceptTimeline(at.formation, group, args.node);
     const last = (await monitor.timelines(at.formation, group)).at(-1);
@@ -164,7 +233,16 @@ const acceptTimeline = defineCommand({
 
 await main(
   defineCommand({
-    meta: { name: "formation", description: "The settings of a formation, and its failovers" },
-    subCommands: { get, set, switchover, failover, "accept-timeline": acceptTimeline },
+    meta: { name: "formation", description: "Formations, their settings and their failovers" },
+    subCommands: {
+      create,
+      drop,
+      list,
+      get,
+      set,
+      switchover,
+      failover,
+      "accept-timeline": acceptTimeline,
+    },
   }),
 );

@@ -1,11 +1,13 @@
 #!/usr/bin/env -S bun --no-env-file
-/** node: the settings of one node, and its promotion. */
+/** node: the settings of one node, its promotion, maintenance and removal. */
 import { defineCommand } from "citty";
-import { enterPgdata, locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
-import { statusOf } from "../lib/keeper/setup.ts";
-import { type MonitorClient, openMonitor } from "../lib/monitor/client.ts";
+import { enterPgdata, locateMonitor, whereArgs } from "../lib/config.ts";
+import { changeMetadata } from "../lib/keeper/address.ts";
+import { dropNode, statusOf } from "../lib/keeper/setup.ts";
+import { openMonitor } from "../lib/monitor/client.ts";
 import { waitForMaintenance } from "../lib/monitor/failover.ts";
-import { parseMeasure } from "../lib/monitor/settings.ts";
+import { removeNodeNamed } from "../lib/monitor/removal.ts";
+import { NODE_SETTINGS, nodeChange, parseMeasure } from "../lib/monitor/settings.ts";
 import { answer, commonArgs, main } from "../lib/sys/cli.ts";
 import { AppError } from "../lib/sys/errors.ts";
 import { renderTable } from "../lib/sys/table.ts";
@@ -23,9 +25,18 @@ type Which = {
   readonly name?: string | undefined;
 };
 
+type Located = {
+  readonly monitor: string;
+  readonly formation: string;
+  readonly name: string;
+  /** Its directory, when it is named by that: this is its machine. */
+  readonly pgdata: string | undefined;
+};
+
 /** The node that the flags name: by its directory here, or by its name from anywhere. */
-function locateNode(args: Which): { monitor: string; formation: string; name: string } {
-  if (args.name !== undefined) return { ...locateMonitor(args), name: args.name };
+function locateNode(args: Which): Located {
+  if (args.name !== undefined)
+    return { ...locateMonitor(args), name: args.name, pgdata: undefined };
   if (args.monitor !== undefined || !(args.pgdata ?? process.env["PGDATA"])) {
     throw new AppError("usage", "no node given", {
       hint: "Name it with --pgdata DIR on its machine, or with --monitor URI --name NAME from anywhere.",
@@ -33,18 +44,19 @@ function locateNode(args: Which): { monitor: string; formation: string; name: st
   }
   const pgdata = enterPgdata(args.pgdata);
   const { name } = statusOf(pgdata).keeper;
-  if (name !== undefined) return { ...locateMonitor({ ...args, pgdata }), name };
+  if (name !== undefined) return { ...locateMonitor({ ...args, pgdata }), name, pgdata };
   throw new AppError("state", "the node is not registered yet", {
     detail: { pgdata },
     hint: "Run its roles/keeper.ts create again.",
   });
 }
 
-async function stateOf(monitor: MonitorClient, at: { formation: string; name: string }) {
-  const found = (await monitor.state(at.formation)).find(({ nodename }) => nodename === at.name);
-  if (found) return found;
-  throw new AppError("monitor", `formation "${at.formation}" has no node "${at.name}"`, {
-    hint: "roles/state.ts show lists the nodes of the formation.",
+/** @throws {AppError} usage: it was named from elsewhere */
+function requireHere({ name, pgdata }: Located, what: string): string {
+  if (pgdata !== undefined) return pgdata;
+  throw new AppError("usage", `${what} only on the node's own machine`, {
+    detail: { name },
+    hint: "Run it there with --pgdata DIR instead of --name.",
   });
 }
 
@@ -54,84 +66,45 @@ const get = defineCommand({
   async run({ args }) {
     const at = locateNode(args);
     await using monitor = openMonitor(at.monitor);
-    const row = await stateOf(monitor, at);
-    const values = {
-      "candidate-priority": row.candidate_priority,
-      "replication-quorum": row.replication_quorum,
-    };
-    answer(
-      args.json
-        ? JSON.stringify(values, undefined, 2)
-        : renderTable(
-            ["Setting", "Value", "Meaning"],
-            [
-              [
-                "candidate-priority",
-                String(row.candidate_priority),
-                "0 to 100: the higher is promoted; 0: never",
-              ],
-              [
-                "replication-quorum",
-                String(row.replication_quorum),
-                "whether commits may wait for this node",
-              ],
-            ],
-            ["Meaning"],
-          ),
-    );
+    const row = await monitor.node(at.formation, at.name);
+    const values = NODE_SETTINGS.map(({ name, column }) => [name, row[column]] as const);
+    if (args.json) return answer(JSON.stringify(Object.fromEntries(values), undefined, 2));
+    const rows = NODE_SETTINGS.map(({ name, column, what }) => [name, String(row[column]), what]);
+    answer(renderTable(["Setting", "Value", "Meaning"], rows, ["Meaning"]));
   },
 });
 
 const set = defineCommand({
   meta: {
     name: "set",
-    description: "Change a setting: candidate-priority 0 to 100, replication-quorum true or false",
+    description:
+      "Change a setting: candidate-priority 0 to 100, replication-quorum true or false, name; host and port on its machine, while it's stopped",
   },
   args: {
     ...whichArgs,
-    setting: {
-      type: "positional",
-      required: true,
-      description: "candidate-priority or replication-quorum",
-    },
+    setting: { type: "positional", required: true, description: "get lists them" },
     value: { type: "positional", required: true, description: "Its new value" },
   },
   async run({ args }) {
     const { setting, value } = args;
-    const change = changeOf(setting, value);
+    const change = nodeChange(setting, value);
     const at = locateNode(args);
+    const { formation, name } = at;
     await using monitor = openMonitor(at.monitor);
-    await change(monitor, at.formation, at.name);
+    if ("candidatePriority" in change)
+      await monitor.setCandidatePriority(formation, name, change.candidatePriority);
+    else if ("replicationQuorum" in change)
+      await monitor.setReplicationQuorum(formation, name, change.replicationQuorum);
+    else if (setting === "name" && at.pgdata === undefined)
+      await monitor.updateNode((await monitor.node(formation, name)).node_id, change.metadata);
+    else await changeMetadata(requireHere(at, `${setting} is changed`), change.metadata);
     answer(
       args.json
-        ? JSON.stringify({ formation: at.formation, name: at.name, setting, value })
-        : `${setting} of node "${at.name}" is ${value}`,
+        ? JSON.stringify({ formation, name, setting, value })
+        : `${setting} of node "${name}" is ${value}`,
     );
   },
 });
-
-type Change = (monitor: MonitorClient, formation: string, name: string) => Promise<void>;
-
-function changeOf(setting: string, value: string): Change {
-  if (setting === "candidate-priority") {
-    const priority = parseCount(setting, value, 100);
-    return (monitor, formation, name) => monitor.setCandidatePriority(formation, name, priority);
-  }
-  if (setting === "replication-quorum") {
-    if (value === "true" || value === "false") {
-      return (monitor, formation, name) =>
-        monitor.setReplicationQuorum(formation, name, value === "true");
-    }
-    throw new AppError("usage", "replication-quorum is true or false", {
-      detail: { value },
-      hint: "Write replication-quorum true, or replication-quorum false.",
-    });
-  }
-  throw new AppError("usage", "a node has no such setting", {
-    detail: { setting },
-    hint: "One of: candidate-priority, replication-quorum.",
-  });
-}
 
 const promote = defineCommand({
   meta: {
@@ -171,7 +144,7 @@ const maintenance = defineCommand({
     const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
     const at = locateNode(args);
     await using monitor = openMonitor(at.monitor);
-    const { node_id: nodeId, group_id: groupId } = await stateOf(monitor, at);
+    const { node_id: nodeId, group_id: groupId } = await monitor.node(at.formation, at.name);
     if (on) await monitor.startMaintenance(nodeId, args.allowFailover ?? false);
     else await monitor.stopMaintenance(nodeId);
     const group = { formation: at.formation, groupId };
@@ -186,9 +159,45 @@ const maintenance = defineCommand({
   },
 });
 
+const drop = defineCommand({
+  meta: {
+    name: "drop",
+    description: "Take a node out of its group; its keeper stops PostgreSQL, and the data stays",
+  },
+  args: {
+    ...whichArgs,
+    force: { type: "boolean", description: "At once: the node is gone, or is told when it's back" },
+    destroy: { type: "boolean", description: "Remove its data directory too; with --pgdata only" },
+    wait: { type: "boolean", default: true, description: "Until PostgreSQL is stopped" },
+    timeout: { type: "string", default: "60s", description: "How long to wait at most" },
+  },
+  async run({ args }) {
+    const waitMs = args.wait ? parseMeasure("--timeout", "ms", args.timeout) : undefined;
+    const at = locateNode(args);
+    const { formation, name } = at;
+    const force = args.force ?? false;
+    if (args.destroy) requireHere(at, "a data directory can be removed");
+    let gone = true;
+    if (at.pgdata !== undefined) {
+      await dropNode(at.pgdata, { destroy: args.destroy ?? false, force });
+    } else {
+      await using monitor = openMonitor(at.monitor);
+      gone = await removeNodeNamed(monitor, formation, name, { force, waitMs });
+    }
+    answer(
+      args.json
+        ? JSON.stringify({ formation, name, removed: gone })
+        : `Node "${name}" ${gone ? "is removed from its group" : "is told to stop; it's removed when it has"}`,
+    );
+  },
+});
+
 await main(
   defineCommand({
-    meta: { name: "node", description: "The settings of one node, and its promotion" },
-    subCommands: { get, set, promote, maintenance },
+    meta: {
+      name: "node",
+      description: "The settings of one node, its promotion, maintenance and removal",
+    },
+    subCommands: { get, set, promote, maintenance, drop },
   }),
 );

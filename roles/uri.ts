@@ -1,7 +1,7 @@
 #!/usr/bin/env -S bun --no-env-file
 /** uri: prints one connection string for a formation, to hand to an application. */
 import { defineCommand } from "citty";
-import { locateMonitor, whereArgs } from "../lib/config.ts";
+import { groupArg, locateMonitor, whereArgs } from "../lib/config.ts";
 import { formationUri, URI_FORMATS, type UriFormat } from "../lib/group/uri.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
 import { answer, logArgs, main } from "../lib/sys/cli.ts";
@@ -15,6 +15,7 @@ const uri = defineCommand({
   args: {
     ...logArgs,
     ...whereArgs,
+    group: groupArg,
     format: {
       type: "enum",
       options: [...URI_FORMATS],
@@ -28,11 +29,11 @@ const uri = defineCommand({
     const at = locateMonitor(args);
     await using monitor = openMonitor(at.monitor);
     const database = await monitor.databaseOf(at.formation);
-    const nodes = await monitor.state(at.formation);
+    const nodes = (await monitor.state(at.formation)).filter((node) => node.group_id === at.group);
     if (database === undefined || nodes.length === 0) {
       throw new AppError("state", "the formation has no nodes", {
-        detail: { formation: at.formation },
-        hint: "Give another --formation, or create nodes with roles/keeper.ts create.",
+        detail: { formation: at.formation, group: at.group },
+        hint: "Give another --formation or --group, or create nodes with roles/keeper.ts create.",
       });
     }
     answer(

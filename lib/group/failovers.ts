@@ -169,7 +169,8 @@ export function failoversOf(events: readonly GroupEvent[]): Failover[] {
     else if (description.startsWith("New state is reported")) onReport(event);
     else if (description.endsWith("reports that PostgreSQL is not running")) goesDown(nodeId, atMs);
     else if (description.endsWith("reports that PostgreSQL is running again")) down.delete(nodeId);
-    else if (/^A (?:failover|switchover) of group \d+ was asked for/.test(description)) askedMs = atMs;
+    else if (/^A (?:failover|switchover) of group \d+ was asked for/.test(description))
+      askedMs = atMs;
     else if (description.startsWith("Blocked: ") && current?.status === "under way")
       current.notes = [...new Set([...current.notes, description])];
   }

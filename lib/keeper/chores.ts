@@ -1,5 +1,5 @@
 /** What a settled node keeps in order: settings, pg_hba.conf, slots, the synchronous set. */
-import { canTakeWrites, PROMISED } from "../fsm.ts";
+import { canTakeWrites, type NodeState, PROMISED } from "../fsm.ts";
 import {
   advanceSync,
   isInForce,
@@ -7,12 +7,21 @@ import {
   maintainSlots,
   type Node,
   ownId,
+  peers,
   recallProof,
   reloadSettings,
   writeFollowing,
   writeHba,
   writeSettings,
 } from "./node.ts";
+
+const FOLLOWING: readonly NodeState[] = ["secondary", "catchingup"];
+
+/** The node that this one follows may have another address by now. @returns whether a file has changed */
+function followMoved(node: Node): boolean {
+  const upstream = peers(node).find(({ nodeId }) => nodeId === node.state.following);
+  return upstream !== undefined && writeFollowing(node, upstream);
+}
 
 /** Changes only what is not as it must be; may be cut off and run again at any time. */
 export async function chores(node: Node, signal: AbortSignal): Promise<void> {
@@ -30,10 +39,11 @@ export async function chores(node: Node, signal: AbortSignal): Promise<void> {
   }
   // what an attempt to fetch WAL has left behind when its keeper died
   const left = PROMISED.includes(state) && writeFollowing(node, undefined);
+  const moved = FOLLOWING.includes(state) && followMoved(node);
   const hba = writeHba(node);
   // read-only also where it says nothing new: a standby promoted by hand draws no clients
   const settings = writeSettings(node, { readOnly: !writes });
-  if (hba || settings || left) await reloadSettings(node);
+  if (hba || settings || left || moved) await reloadSettings(node);
   if (writes || state === "secondary") await maintainSlots(node);
   if (ours && state === goal && !isInForce(node, ours)) await advanceSync(node, ours, signal);
 }

@@ -172,6 +172,9 @@ type Settings = {
 
 const NOBODY: SyncSet = { version: 0, primaryId: 0, members: [], number: 0 };
 
+const listenAddresses = ({ nodename }: KeeperConfig): string =>
+  isLoopback(nodename) ? "localhost" : "*";
+
 /** @returns whether the settings file has changed and the server must reload */
 export function writeSettings(
   node: Node,
@@ -182,7 +185,7 @@ export function writeSettings(
   if (members.join() !== node.state.syncMembers.join()) save(node, { syncMembers: members });
   const changed = writeManagedSettings(config.pgdata, {
     port: String(config.pgport),
-    listen_addresses: isLoopback(config.nodename) ? "localhost" : "*",
+    listen_addresses: listenAddresses(config),
     hot_standby: "on",
     wal_log_hints: "on",
     wal_keep_size: "1GB",
@@ -263,6 +266,8 @@ export async function startNode(
     binaries,
     pgdata: config.pgdata,
     port: config.pgport,
+    // the file may still have the one for an earlier address
+    settings: { listen_addresses: listenAddresses(config) },
     logFile: paths.postgresLog,
     timeoutMs: START_TIMEOUT_MS,
     signal,

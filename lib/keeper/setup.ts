@@ -182,6 +182,10 @@ export async function createNode(
       hint: "A keeper needs a data directory of its own: give another --pgdata.",
     });
   }
+  if (loadState(paths.state)?.state === "dropped") {
+    using _gone = lockNode(paths);
+    forget(paths);
+  }
   const { config, existed } = settleConfig(wanted, paths);
   const binaries = await findBinaries({ pgctl: config.pgctl });
   const known = loadState(paths.state);
@@ -226,7 +230,10 @@ export async function createNode(
 }
 
 /** Better now than after a long copy. */
-async function requireFreePort({ pgdata, pgport }: KeeperConfig): Promise<void> {
+export async function requireFreePort({
+  pgdata,
+  pgport,
+}: Pick<KeeperConfig, "pgdata" | "pgport">): Promise<void> {
   if (livePostmaster(pgdata) !== undefined || !(await isPortBusy(pgport))) return;
   throw new AppError("conflict", "PostgreSQL's port is in use", {
     detail: { port: pgport },
@@ -297,6 +304,7 @@ export async function runNode(
   using _lock = lockNode(paths);
   const binaries = await findBinaries({ pgctl: config.pgctl });
   const state = requireState(paths);
+  if (state.state === "dropped") return "dropped";
   const version = dataVersion(pgdata);
   if (version !== undefined && version !== binaries.major) {
     throw new AppError("conflict", "the data directory is of another major version", {
@@ -310,11 +318,12 @@ export async function runNode(
     `Keeper of node ${state.nodeId} "${state.name}" runs; last known state is "${state.state}"`,
   );
   const ended = await runLoop(node, options);
-  if (ended === "dropped" && node.state.state === "dropped") forget(paths);
+  // the next run says so as well, with or without the monitor
+  if (ended === "dropped") save(node, { state: "dropped", goal: "dropped" });
   return ended;
 }
 
-/** A dropped node keeps its data, and nothing that would make it come back. */
+/** The data stays, and nothing that would make the node come back. */
 const forget = (paths: NodePaths): void => removeNodeDirectory(paths);
 
 export type Status = {
@@ -381,12 +390,13 @@ export async function dropNode(
   const paths = nodePaths(pgdata);
   const state = loadState(paths.state);
   const running = lockHolder(paths.lock) !== undefined;
-  if (state?.nodeId !== undefined) {
+  if (state?.nodeId !== undefined && state.state !== "dropped") {
     try {
       await using monitor = openMonitor(config.monitor);
       await monitor.removeNode(state.nodeId, !running);
     } catch (error) {
-      if (!options.force) throw error;
+      const isRefusal = error instanceof AppError && error.kind === "conflict";
+      if (!options.force || isRefusal) throw error;
       log.warn(`The monitor was not told: ${errorText(error)}`);
       if (running) await stopRole(pgdata);
     }

@@ -10,6 +10,7 @@ import {
   type Report,
   type StateRow,
 } from "../shapes.ts";
+import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import {
   type Db,
@@ -46,6 +47,29 @@ export type TimelineRow = {
   readonly promotedAt: Date;
 };
 
+export type FormationRow = {
+  readonly formation: string;
+  readonly dbname: string;
+  readonly durability: string;
+  readonly numberSyncStandbys: number;
+  /** Those that have nodes. */
+  readonly groups: number;
+  readonly nodes: number;
+};
+
+export type NewFormation = {
+  readonly dbname: string;
+  readonly durability: string;
+  readonly numberSyncStandbys: number;
+};
+
+/** What is left out stays as it is. */
+export type NodeMetadata = {
+  readonly name?: string;
+  readonly host?: string;
+  readonly port?: number;
+};
+
 export type MonitorClient = AsyncDisposable & {
   register(registration: Registration): Promise<Answer>;
   /** One report; `timeoutMs` bounds it, connecting included. */
@@ -57,8 +81,15 @@ export type MonitorClient = AsyncDisposable & {
     identity: string,
     description: string,
   ): Promise<void>;
+  /** @returns whether there was such a node */
   removeNode(nodeId: number, force: boolean): Promise<boolean>;
+  updateNode(nodeId: number, metadata: NodeMetadata): Promise<void>;
+  formations(): Promise<FormationRow[]>;
+  createFormation(formation: string, made: NewFormation): Promise<void>;
+  dropFormation(formation: string): Promise<void>;
   state(formation: string): Promise<StateRow[]>;
+  /** @throws {AppError} monitor: the formation has no such node */
+  node(formation: string, name: string): Promise<StateRow>;
   events(formation: string, count: number): Promise<EventRow[]>;
   /** Oldest first, those with a greater id. @param sinceMs not older than this; undefined: however old */
   eventsAfter(formation: string, id: number, sinceMs?: number): Promise<EventRow[]>;
@@ -126,6 +157,9 @@ const KINDS: Readonly<Record<string, AppError["kind"]>> = {
   PA007: "conflict",
   PA009: "usage",
   PA010: "dropped",
+  PA013: "usage",
+  PA014: "conflict",
+  PA015: "conflict",
   PA020: "conflict",
   PA021: "conflict",
   PA030: "conflict",
@@ -152,7 +186,12 @@ const HINTS: Readonly<Record<string, string>> = {
     "The node was removed from the monitor: create it again, or remove what is left with keeper.ts drop.",
   PA012:
     "This monitor was made anew, or restored from an older backup: nothing is done until it knows this node. Was the node meant for another monitor?",
-  PA020: "Drop the standby, or let it take over first with roles/formation.ts failover.",
+  PA013: "Give another one; letters, digits, - and _ always do.",
+  PA014: "roles/formation.ts list shows those that exist.",
+  PA015:
+    "Drop them first, the primary last: roles/node.ts drop, or roles/keeper.ts drop on their hosts.",
+  PA020:
+    "Drop its standbys first, or let one take over with roles/formation.ts failover and then drop this one; --force makes no difference here.",
   PA021: "Wait until the failover is over (roles/state.ts explain), or add --force.",
   PA030: "roles/state.ts explain says what each node waits for.",
   PA031: "Wait until it is over: roles/state.ts explain says what it waits for.",
@@ -166,6 +205,12 @@ const HINTS: Readonly<Record<string, string>> = {
     "roles/state.ts timeline shows which timeline each node is on, roles/state.ts explain what is in the way.",
 };
 
+/** Lock timeout, deadlock, serialization: nothing was done, and the same again may do. */
+const CONTENDED = ["55P03", "40P01", "40001"];
+/** How long a change waits for others of the same group, and how soon it tries again where that was refused at once. */
+const CONTENTION_MS = 10_000;
+const RETRY_MS = 50;
+
 /** One line for what went wrong between us and the monitor, with the next step. */
 export function monitorError(error: unknown, target: Target): AppError {
   const state = sqlState(error);
@@ -178,6 +223,13 @@ export function monitorError(error: unknown, target: Target): AppError {
   if (state === undefined)
     return fail("monitor", `could not ask the monitor: ${text}`, "Check the monitor's log.");
   if (state.startsWith("PA")) return fail(KINDS[state] ?? "monitor", text, HINTS[state] ?? "");
+  if (CONTENDED.includes(state)) {
+    return fail(
+      "conflict",
+      `another change of this group is under way: ${text}`,
+      "Nothing was done: try again; roles/state.ts events says what goes on.",
+    );
+  }
   if (state === "28P01" || state === "28000") {
     return fail(
       "monitor",
@@ -225,10 +277,22 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       throw monitorError(error, target);
     }
   };
+  /** A change that waits for others, ours among them; each attempt waits for as long as a lock may be waited for. */
+  const change = async (text: string, params: readonly unknown[]): Promise<Row[]> => {
+    const giveUp = monotonicMs() + CONTENTION_MS;
+    for (;;) {
+      try {
+        return await ask(text, params);
+      } catch (error) {
+        if (!CONTENDED.includes(sqlState(error) ?? "") || monotonicMs() >= giveUp) throw error;
+        await delay(RETRY_MS);
+      }
+    }
+  };
   const single = (rows: Row[]): unknown => rows[0]?.["value"];
   return {
     async register(r) {
-      const rows = await ask(
+      const rows = await change(
         "select pgautofailover.register_node($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) as value",
         [
           r.formation,
@@ -261,10 +325,38 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       });
     },
     async removeNode(nodeId, force) {
-      return (
-        single(await ask("select pgautofailover.remove_node($1, $2) as value", [nodeId, force])) ===
-        true
+      const call = "select pgautofailover.remove_node($1::bigint, $2::boolean) as value";
+      return single(await change(call, [nodeId, force])) === true;
+    },
+    async updateNode(nodeId, { name, host, port }) {
+      const params = [nodeId, name ?? null, host ?? null, port ?? null];
+      await change("select pgautofailover.update_node_metadata($1, $2, $3, $4)", params);
+    },
+    async formations() {
+      const rows = await ask(
+        `select f.formationid, f.dbname, f.durability, f.number_sync_standbys,
+           count(distinct n.groupid)::int as groups, count(n.nodeid)::int as nodes
+         from pgautofailover.formation f left join pgautofailover.node n using (formationid)
+         group by f.formationid order by 1`,
+        [],
       );
+      return rows.map((row) => ({
+        formation: String(row["formationid"]),
+        dbname: String(row["dbname"]),
+        durability: String(row["durability"]),
+        numberSyncStandbys: Number(row["number_sync_standbys"]),
+        groups: Number(row["groups"]),
+        nodes: Number(row["nodes"]),
+      }));
+    },
+    async createFormation(formation, { dbname, durability, numberSyncStandbys }) {
+      await change(
+        `select pgautofailover.create_formation($1, dbname => $2, number_sync_standbys => $3, durability => $4)`,
+        [formation, dbname, numberSyncStandbys, durability],
+      );
+    },
+    async dropFormation(formation) {
+      await change("select pgautofailover.drop_formation($1)", [formation]);
     },
     async state(formation) {
       const rows = await ask(
@@ -272,6 +364,13 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
         [formation],
       );
       return rows.map(parseStateRow);
+    },
+    async node(formation, name) {
+      const found = (await this.state(formation)).find(({ nodename }) => nodename === name);
+      if (found) return found;
+      throw new AppError("monitor", `formation "${formation}" has no node "${name}"`, {
+        hint: HINTS["PA008"],
+      });
     },
     async events(formation, count) {
       const rows = await ask(
@@ -341,43 +440,44 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       }));
     },
     async failover(formation, group, allowDataLoss) {
-      await ask("select pgautofailover.perform_failover($1, $2, $3)", [
+      await change("select pgautofailover.perform_failover($1, $2, $3)", [
         formation,
         group,
         allowDataLoss,
       ]);
     },
     async promote(formation, node, allowDataLoss) {
-      await ask("select pgautofailover.perform_promotion($1, $2, $3)", [
+      await change("select pgautofailover.perform_promotion($1, $2, $3)", [
         formation,
         node,
         allowDataLoss,
       ]);
     },
     async switchover(formation, group, node) {
-      await ask("select pgautofailover.perform_switchover($1, $2, $3)", [
+      await change("select pgautofailover.perform_switchover($1, $2, $3)", [
         formation,
         group,
         node ?? null,
       ]);
     },
     async startMaintenance(nodeId, allowFailover) {
-      await ask("select pgautofailover.start_maintenance($1, $2)", [nodeId, allowFailover]);
+      await change("select pgautofailover.start_maintenance($1, $2)", [nodeId, allowFailover]);
     },
     async stopMaintenance(nodeId) {
       return (
-        single(await ask("select pgautofailover.stop_maintenance($1) as value", [nodeId])) === true
+        single(await change("select pgautofailover.stop_maintenance($1) as value", [nodeId])) ===
+        true
       );
     },
     async setCandidatePriority(formation, node, priority) {
-      await ask("select pgautofailover.set_node_candidate_priority($1, $2, $3)", [
+      await change("select pgautofailover.set_node_candidate_priority($1, $2, $3)", [
         formation,
         node,
         priority,
       ]);
     },
     async setReplicationQuorum(formation, node, quorum) {
-      await ask("select pgautofailover.set_node_replication_quorum($1, $2, $3)", [
+      await change("select pgautofailover.set_node_replication_quorum($1, $2, $3)", [
         formation,
         node,
         quorum,
@@ -392,10 +492,10 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       return single(rows) as Readonly<Record<string, unknown>>;
     },
     async setFormation(formation, column, value) {
-      await ask("select pgautofailover.set_formation($1, $2, $3)", [formation, column, value]);
+      await change("select pgautofailover.set_formation($1, $2, $3)", [formation, column, value]);
     },
     async acceptTimeline(formation, group, node) {
-      await ask("select pgautofailover.accept_timeline($1, $2, $3)", [formation, group, node]);
+      await change("select pgautofailover.accept_timeline($1, $2, $3)", [formation, group, node]);
     },
     watch: (onWake) => db.listen("state", onWake, () => onWake("")),
     [Symbol.asyncDispose]: () => db.close(),

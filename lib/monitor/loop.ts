@@ -126,6 +126,7 @@ export async function watchGroups(
     });
     if (outcome === undefined) {
       overview.groups.delete(keyText(watch.key));
+      watches.delete(keyText(watch.key)); // its formation was dropped
       return;
     }
     const { row, decisions } = outcome;

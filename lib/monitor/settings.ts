@@ -1,5 +1,8 @@
-/** A formation's settings: the names and units that operators type, and the columns that hold them. */
+/** Settings of formations and nodes: the names and units that operators type, and the columns that hold them. */
+import { parseCount } from "../config.ts";
+import type { StateRow } from "../shapes.ts";
 import { AppError } from "../sys/errors.ts";
+import type { NodeMetadata } from "./client.ts";
 
 export type FormationSetting = {
   readonly name: string;
@@ -75,3 +78,48 @@ export function parseMeasure(name: string, unit: "ms" | "bytes", text: string): 
 /** The value as the monitor takes it. @throws {AppError} usage: it's not a time, or not a size */
 export const settingValue = ({ name, unit }: FormationSetting, text: string): string =>
   unit === undefined ? text : String(parseMeasure(name, unit, text));
+
+export type NodeSetting = {
+  readonly name: string;
+  readonly column: keyof StateRow;
+  readonly what: string;
+};
+
+// biome-ignore format: one row a setting
+export const NODE_SETTINGS: readonly NodeSetting[] = [
+  { name: "name", column: "nodename", what: "what commands call it" },
+  { name: "host", column: "nodehost", what: "where other nodes and clients reach it" },
+  { name: "port", column: "nodeport", what: "the port of its PostgreSQL" },
+  { name: "candidate-priority", column: "candidate_priority", what: "0 to 100: the higher is promoted; 0: never" },
+  { name: "replication-quorum", column: "replication_quorum", what: "whether commits may wait for this node" },
+];
+
+export type NodeChange =
+  | { readonly metadata: NodeMetadata }
+  | { readonly candidatePriority: number }
+  | { readonly replicationQuorum: boolean };
+
+/** @throws {AppError} usage: a node has no such setting, or it can't have this value */
+export function nodeChange(setting: string, value: string): NodeChange {
+  switch (setting) {
+    case "name":
+      return { metadata: { name: value } };
+    case "host":
+      return { metadata: { host: value } };
+    case "port":
+      return { metadata: { port: parseCount(setting, value, 65_535, 1) } };
+    case "candidate-priority":
+      return { candidatePriority: parseCount(setting, value, 100) };
+    case "replication-quorum":
+      if (value === "true" || value === "false") return { replicationQuorum: value === "true" };
+      throw new AppError("usage", "replication-quorum is true or false", {
+        detail: { value },
+        hint: "Write replication-quorum true, or replication-quorum false.",
+      });
+    default:
+      throw new AppError("usage", "a node has no such setting", {
+        detail: { setting },
+        hint: `One of: ${NODE_SETTINGS.map((each) => each.name).join(", ")}.`,
+      });
+  }
+}

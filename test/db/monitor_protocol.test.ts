@@ -179,7 +179,9 @@ story(here, "remove_node: never the primary of another node, nor its successor",
   const { nodeId: a } = await register(db, {});
   const { nodeId: b } = await register(db, { port: 5002, identity: NODE_B });
   const remove = (nodeId: number, force = false): Promise<string> =>
-    refusal(db.query("select pgautofailover.remove_node($1, $2)", [nodeId, force]));
+    refusal(
+      db.query("select pgautofailover.remove_node($1::bigint, $2::boolean)", [nodeId, force]),
+    );
   const goals = (goalA: string, goalB: string): Promise<unknown> =>
     own.query(
       "update pgautofailover.node set goalstate = case nodeid when $1 then $2 else $3 end",
@@ -213,7 +215,7 @@ story(here, "remove_node: never the primary of another node, nor its successor",
   ]);
   expect(await remove(b, true)).toBe("");
   expect(await left()).toEqual([{ id: a, goal: "primary" }]);
-  const [gone] = await db.query("select pgautofailover.remove_node($1) as value", [b]);
+  const [gone] = await db.query("select pgautofailover.remove_node($1::bigint) as value", [b]);
   expect(gone).toEqual({ value: false });
   expect(await remove(a)).toBe("");
   await monitor.close();

@@ -185,6 +185,9 @@ test("node --pgdata: a directory without a keeper, or none at all", async () => 
 test("--help of every new command", async () => {
   const commands: [RoleName, ...string[]][] = [
     ["formation"],
+    ["formation", "create"],
+    ["formation", "drop"],
+    ["formation", "list"],
     ["formation", "get"],
     ["formation", "set"],
     ["formation", "failover"],
@@ -193,6 +196,7 @@ test("--help of every new command", async () => {
     ["node", "get"],
     ["node", "set"],
     ["node", "promote"],
+    ["node", "drop"],
     ["state", "explain"],
     ["state", "timeline"],
     ["state", "watch"],
@@ -252,10 +256,15 @@ test("node set and get, by name from anywhere", async () => {
     'replication-quorum of node "node_2" is false',
   );
   expect(await tells("node", "get", ...which)).toEqual({
+    name: "node_2",
+    host: "localhost",
+    port: 5002,
     "candidate-priority": 90,
     "replication-quorum": false,
   });
-  expect(await says("node", "get", ...which)).toContain("candidate-priority |    90 | 0 to 100");
+  expect(await says("node", "get", ...which)).toContain(
+    "candidate-priority |        90 | 0 to 100",
+  );
 });
 
 // ------------------------------------------------------------ failover

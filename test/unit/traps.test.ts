@@ -1,6 +1,6 @@
 /** Hazards that span several modules, as test/traps.md numbers them. */
 import { describe, expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
@@ -19,6 +19,7 @@ import { pendingAfter } from "../../lib/group/quorum.ts";
 import { DURABILITIES, type GroupView } from "../../lib/group/view.ts";
 import { statusOf } from "../../lib/keeper/setup.ts";
 import { newState, saveState } from "../../lib/keeper/state_file.ts";
+import { MIGRATIONS } from "../../lib/monitor/schema/migrations.ts";
 import { BOTH, decided, FIRST, group, NOBODY, SECOND, setOf } from "./group/words.ts";
 
 // ---------------------------------------------------------------- the rules on any group
@@ -229,10 +230,7 @@ test("R311: the old primary waits for the one that may have commits of its own, 
 // ---------------------------------------------------------------- lists and files
 
 test("the schema's lists of states are those of the tables", () => {
-  const schema = readFileSync(
-    join(import.meta.dir, "../../lib/monitor/schema/001_init.sql"),
-    "utf8",
-  );
+  const schema = MIGRATIONS.join("");
   const word = "'[a-z_]+'";
   const lists = [
     ...schema.matchAll(new RegExp(`state\\s+(?:not )?in \\((${word}(?:,\\s*${word})*)\\)`, "g")),

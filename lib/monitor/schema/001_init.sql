@@ -217,6 +217,29 @@ language sql set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Errors carry codes of class PA, which the client turns into sentences.
+
+-- Names go to logs, notifications and connection strings: none may break a line there.
+create function pgautofailover.check_name(what text, name text) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(octet_length(name) not between 1 and 63 or name <> btrim(name) or name ~ '[\x01-\x1f\x7f]', true) then
+        raise exception 'the name of a % has 1 to 63 bytes, no control characters and no blanks at its ends: not %',
+            what, coalesce(to_json(name)::text, 'null') using errcode = 'PA013';
+    end if;
+end $$;
+
+-- It stands in pg_hba.conf and in connection strings of other nodes.
+create function pgautofailover.check_host(node_host text, node_port int) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(node_host !~ '^[A-Za-z0-9_.:%/-]{1,253}$', true) then
+        raise exception 'a host is a name or an address, not %', coalesce(to_json(node_host)::text, 'null') using errcode = 'PA013';
+    end if;
+    if coalesce(node_port not between 1 and 65535, true) then
+        raise exception 'a port is a number from 1 to 65535, not %', node_port using errcode = 'PA013';
+    end if;
+end $$;
+
 create function pgautofailover.register_node(
     formation_id text, node_host text, node_port int, node_identity uuid, node_name text default null,
     system_identifier numeric default null, group_id int default 0, dbname text default null,
@@ -228,9 +251,14 @@ declare
     new_id bigint;
 begin
     perform pgautofailover.lock_group(formation_id, group_id);
-    if not exists (select from pgautofailover.formation f where f.formationid = formation_id) then
+    -- it must not be dropped before its first node is there
+    perform from pgautofailover.formation f where f.formationid = formation_id for key share;
+    if not found then
         raise exception 'formation "%" does not exist', formation_id using errcode = 'PA001';
     end if;
+    perform pgautofailover.check_host(node_host, node_port);
+    perform pgautofailover.check_name('node', coalesce(node_name, 'node_1'));
+    perform pgautofailover.check_name('database', coalesce(dbname, 'postgres'));
 
     -- the same node again, after an interrupted create
     select * into node from pgautofailover.node n where n.identity = node_identity;
@@ -835,16 +863,17 @@ begin
     return true;
 end $$;
 
-create function pgautofailover.current_state(formation_id text default 'default')
+create function pgautofailover.current_state(formation_id text default 'default', only_group int default null)
 returns table (formation_kind text, nodename text, nodehost text, nodeport int, group_id int, node_id bigint,
     current_group_state text, assigned_group_state text, candidate_priority int, replication_quorum boolean,
-    reported_tli int, reported_lsn pg_lsn, reported_repstate text, health int, pg_is_running boolean, report_age interval)
+    reported_tli int, reported_lsn pg_lsn, reported_repstate text, health int, pg_is_running boolean, report_age interval,
+    nodecluster text)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select f.kind, n.nodename, n.nodehost, n.nodeport, n.groupid, n.nodeid, n.reportedstate, n.goalstate,
         n.candidatepriority, n.replicationquorum, n.reportedtli, n.reportedlsn, n.reportedrepstate, n.health,
-        n.reportedpgisrunning, clock_timestamp() - n.reporttime
+        n.reportedpgisrunning, clock_timestamp() - n.reporttime, n.nodecluster
     from pgautofailover.formation f join pgautofailover.node n using (formationid)
-    where f.formationid = formation_id order by n.groupid, n.nodeid;
+    where f.formationid = formation_id and n.groupid = coalesce(only_group, n.groupid) order by n.groupid, n.nodeid;
 $$;
 
 create function pgautofailover.last_events(formation_id text default 'default', count int default 10)
