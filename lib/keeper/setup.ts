@@ -182,7 +182,7 @@ export async function createNode(
       hint: "A keeper needs a data directory of its own: give another --pgdata.",
     });
   }
-  if (loadState(paths.state)?.state === "dropped") {
+  if (await isRemoved(wanted.monitor, paths)) {
     using _gone = lockNode(paths);
     forget(paths);
   }
@@ -227,6 +227,15 @@ export async function createNode(
       detail: { state },
     });
   return { state, name: node.state.name, nodeId: node.state.nodeId, existed };
+}
+
+/** A node that was removed, whether its keeper has heard of it or not, is made anew: its goals are void. */
+async function isRemoved(uri: string, paths: NodePaths): Promise<boolean> {
+  const state = loadState(paths.state);
+  if (state === undefined || state.state === "dropped") return state !== undefined;
+  if (lockHolder(paths.lock) !== undefined) return false;
+  await using monitor = openMonitor(uri);
+  return await monitor.wasRemoved(state.identity);
 }
 
 /** Better now than after a long copy. */

@@ -83,6 +83,8 @@ export type MonitorClient = AsyncDisposable & {
   ): Promise<void>;
   /** @returns whether there was such a node */
   removeNode(nodeId: number, force: boolean): Promise<boolean>;
+  /** Whether a node of this identity was removed, and not registered again. */
+  wasRemoved(identity: string): Promise<boolean>;
   updateNode(nodeId: number, metadata: NodeMetadata): Promise<void>;
   formations(): Promise<FormationRow[]>;
   createFormation(formation: string, made: NewFormation): Promise<void>;
@@ -327,6 +329,14 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
     async removeNode(nodeId, force) {
       const call = "select pgautofailover.remove_node($1::bigint, $2::boolean) as value";
       return single(await change(call, [nodeId, force])) === true;
+    },
+    async wasRemoved(identity) {
+      const rows = await ask(
+        `select from pgautofailover.removed_node r where r.identity = $1
+           and not exists (select from pgautofailover.node n where n.identity = r.identity)`,
+        [identity],
+      );
+      return rows.length > 0;
     },
     async updateNode(nodeId, { name, host, port }) {
       const params = [nodeId, name ?? null, host ?? null, port ?? null];

@@ -281,6 +281,10 @@ begin
         end if;
     end if;
 
+    -- what a group without nodes still knows is of a cluster that is gone: another one has timelines of its own
+    if not exists (select from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id) then
+        delete from pgautofailover."group" g where g.formationid = formation_id and g.groupid = group_id;
+    end if;
     insert into pgautofailover."group" (formationid, groupid) values (formation_id, group_id) on conflict do nothing;
 
     select * into other from pgautofailover.node n
