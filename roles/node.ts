@@ -166,7 +166,10 @@ const drop = defineCommand({
   },
   args: {
     ...whichArgs,
-    force: { type: "boolean", description: "At once: the node is gone, or is told when it's back" },
+    force: {
+      type: "boolean",
+      description: "At once, for a node that is gone; with --pgdata: also when the monitor is",
+    },
     destroy: { type: "boolean", description: "Remove its data directory too; with --pgdata only" },
     wait: { type: "boolean", default: true, description: "Until PostgreSQL is stopped" },
     timeout: { type: "string", default: "60s", description: "How long to wait at most" },

@@ -19,6 +19,7 @@ const FOLLOWING: readonly NodeState[] = ["secondary", "catchingup"];
 
 /** The node that this one follows may have another address by now. @returns whether a file has changed */
 function followMoved(node: Node): boolean {
+  if (node.observation?.inRecovery !== true) return false;
   const upstream = peers(node).find(({ nodeId }) => nodeId === node.state.following);
   return upstream !== undefined && writeFollowing(node, upstream);
 }

@@ -232,8 +232,8 @@ export async function createNode(
 /** A node that was removed, whether its keeper has heard of it or not, is made anew: its goals are void. */
 async function isRemoved(uri: string, paths: NodePaths): Promise<boolean> {
   const state = loadState(paths.state);
-  if (state === undefined || state.state === "dropped") return state !== undefined;
-  if (lockHolder(paths.lock) !== undefined) return false;
+  if (isOut(state)) return true;
+  if (state === undefined || lockHolder(paths.lock) !== undefined) return false;
   await using monitor = openMonitor(uri);
   return await monitor.wasRemoved(state.identity);
 }
@@ -259,7 +259,7 @@ async function register(node: Node): Promise<void> {
     if ((await monitor.databaseOf(config.formation)) === undefined) {
       throw new AppError("conflict", "the formation does not exist", {
         detail: { formation: config.formation },
-        hint: "Give the name of an existing formation with --formation.",
+        hint: "Give the name of an existing formation with --formation, or make it with roles/formation.ts create.",
       });
     }
     saveState(paths.state, state);
@@ -297,6 +297,10 @@ function requireState(paths: NodePaths): KeeperState {
   });
 }
 
+/** Dropped, and the monitor has forgotten its number: nothing is left to be said or heard. */
+const isOut = (state: KeeperState | undefined): boolean =>
+  state?.state === "dropped" && state.nodeId === undefined;
+
 /**
  * Runs the node until it's stopped.
  *
@@ -312,8 +316,8 @@ export async function runNode(
   const paths = nodePaths(pgdata);
   using _lock = lockNode(paths);
   const binaries = await findBinaries({ pgctl: config.pgctl });
+  if (isOut(loadState(paths.state))) return "dropped";
   const state = requireState(paths);
-  if (state.state === "dropped") return "dropped";
   const version = dataVersion(pgdata);
   if (version !== undefined && version !== binaries.major) {
     throw new AppError("conflict", "the data directory is of another major version", {
@@ -328,7 +332,7 @@ export async function runNode(
   );
   const ended = await runLoop(node, options);
   // the next run says so as well, with or without the monitor
-  if (ended === "dropped") save(node, { state: "dropped", goal: "dropped" });
+  if (ended === "dropped") save(node, { state: "dropped", goal: "dropped", nodeId: undefined });
   return ended;
 }
 
@@ -399,7 +403,7 @@ export async function dropNode(
   const paths = nodePaths(pgdata);
   const state = loadState(paths.state);
   const running = lockHolder(paths.lock) !== undefined;
-  if (state?.nodeId !== undefined && state.state !== "dropped") {
+  if (state?.nodeId !== undefined) {
     try {
       await using monitor = openMonitor(config.monitor);
       await monitor.removeNode(state.nodeId, !running);

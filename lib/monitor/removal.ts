@@ -26,15 +26,13 @@ export async function removeNodeNamed(
   const { node_id: nodeId, group_id: groupId } = await monitor.node(formation, name);
   await monitor.removeNode(nodeId, force);
   if (force || waitMs === undefined) return force;
-  let silentMs = 0;
   const look = async (): Promise<true | undefined> => {
     const { nodes, policy } = await monitor.groupView(formation, groupId);
     const node = nodes.find((each) => each.nodeId === nodeId);
     if (node === undefined) return true;
-    silentMs = node.reportAgeMs;
-    if (silentMs < policy.nodeTimeoutMs) return undefined;
+    if (node.reportAgeMs < policy.nodeTimeoutMs) return undefined;
     throw new AppError("timeout", "the node is to be removed, but its keeper does not report", {
-      detail: { node: name, silent_s: Math.round(silentMs / 1000) },
+      detail: { node: name, silent_s: Math.round(node.reportAgeMs / 1000) },
       hint: "It stops as soon as it's back; if it's gone for good, run this again with --force.",
     });
   };

@@ -356,6 +356,34 @@ test("a command that waits for the group's lock in vain says what it has waited 
   expect(await nodes()).toEqual(["node_1 primary", "node_2 secondary", "node_3 secondary"]);
 }, 30_000);
 
+test("a formation is dropped, or gets its first node: never both", async () => {
+  const first = { formation: "f", port: 6001, identity: randomUUID() };
+  const waits = () =>
+    waitFor("one to wait for the other", 5000, async () => {
+      const rows = await group.own.query("select from pg_locks where not granted");
+      return rows.length > 0;
+    });
+  await value("create_formation('f')");
+  const dropped = await monitor.open().transaction(async (query) => {
+    await query("select pgautofailover.drop_formation('f')");
+    const registered = refused(register(group.keeper, first));
+    await waits();
+    return { registered };
+  });
+  expect(await dropped.registered).toStartWith("PA001");
+
+  await value("create_formation('f')");
+  const registered = await monitor.open().transaction(async (query) => {
+    await query("select pgautofailover.register_node('f', 'localhost', 6001, $1, group_id => 5)", [
+      randomUUID(),
+    ]);
+    const drop = isRefused("drop_formation('f')");
+    await waits();
+    return { drop };
+  });
+  expect(await registered.drop).toBe('PA015: formation "f" has 1 node');
+});
+
 test("several operators at once: each is served, or is told why not", async () => {
   const outcomes = await Promise.all([
     role("formation", "set", "node-timeout", "6s"),

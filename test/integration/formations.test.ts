@@ -1,5 +1,8 @@
 /** Several formations and groups on one monitor, and nodes that are removed, moved and renamed. */
 import { expect, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { defaultNodename } from "../../lib/pg/addresses.ts";
 import { Cluster } from "../helpers/cluster.ts";
 import { type Outcome, type RoleName, runRole } from "../helpers/command.ts";
 import { freePort } from "../helpers/ports.ts";
@@ -68,12 +71,12 @@ scenario("one formation fails over, the other sees nothing of it", 90_000, async
        from pgautofailover.node n join pgautofailover."group" g using (formationid, groupid) where n.formationid = $1`,
       [OTHER],
     );
-  const [before, postmaster] = [await other(), alone.requirePostmaster()];
+  const [before, postmaster, mark] = [await other(), alone.requirePostmaster(), alone.mark()];
   primary.killPostgres();
   await cluster.waitForStates({ [standby.label]: "primary", [primary.label]: "secondary" }, END_MS);
   expect(await other()).toEqual(before);
   expect(alone.postmaster()).toBe(postmaster);
-  expect(alone.path(alone.mark())).toEqual([]);
+  expect(alone.path(mark)).toEqual([]);
 
   const wanted = `postgres://localhost:${alone.port}/app?target_session_attrs=read-write\n`;
   const uri = await role(cluster, "uri", "--formation", OTHER, "--group", "1");
@@ -121,6 +124,20 @@ scenario(
     standby.start();
     await cluster.healthy(END_MS, pair(cluster));
     expect(await cluster.nameOf(standby)).toBe("again");
+
+    // its keeper dies between having stopped and having said so
+    await standby.die();
+    const told = await role(cluster, "node", "drop", "--name", "again", "--no-wait");
+    expect(told).toMatchObject({ code: 0, stderr: "" });
+    const file = join(cluster.base, "data/pg_auto_failover", standby.pgdata, "state.json");
+    const state = JSON.parse(readFileSync(file, "utf8"));
+    const known = { goal: "dropped", goalVersion: state.goalVersion + 1 };
+    writeFileSync(file, JSON.stringify({ ...state, state: "dropped", ...known }));
+    await endsAsDropped(cluster, standby);
+    await cluster.waitForStates({ [primary.label]: "single" }, END_MS);
+    await standby.create();
+    standby.start();
+    await cluster.healthy(END_MS, pair(cluster));
   },
 );
 
@@ -191,18 +208,19 @@ scenario("a node moves to another port, on its own machine", 60_000, async (clus
   expect(await set("port", String(cluster.monitor.port))).toMatchObject({ code: 7 });
   expect(await set("host", "not a host")).toMatchObject({ code: 2 });
   expect(await set("port", String(port))).toMatchObject({ code: 0, stderr: "" });
-  expect(await set("host", "127.0.0.1")).toMatchObject({ code: 0, stderr: "" });
+  const host = defaultNodename();
+  expect(await set("host", host)).toMatchObject({ code: 0, stderr: "" });
   node.start();
   const found = await cluster.waitFor("the node at its new port", END_MS, async () =>
     (await cluster.states()).find((each) => each.port === port && each.running),
   );
   expect(found).toMatchObject({ name: "moved", reported: "single" });
-  const address = { host: "127.0.0.1", port };
-  expect(await ask(address, cluster.login, "select 1 as one")).toEqual([{ one: 1 }]);
+  const listens = { listen_addresses: host === "localhost" ? "localhost" : "*" };
+  expect(await ask({ host, port }, cluster.login, "show listen_addresses")).toEqual([listens]);
   const create = ["create", "--pgdata", node.pgdata, "--pgport", String(port)];
   const again = await runRole(
     "keeper",
-    [...create, "--monitor", cluster.monitorUri, "--nodename", "127.0.0.1", ...FLAGS.slice(0, 4)],
+    [...create, "--monitor", cluster.monitorUri, "--nodename", host, ...FLAGS.slice(0, 4)],
     { env: cluster.env },
   );
   expect(again.stderr).toContain("The keeper exists already");
