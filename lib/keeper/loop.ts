@@ -584,8 +584,9 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     node.server = undefined;
     closeLocalDb(node);
     unansweredSince = undefined;
-    reportWanted = true;
+    // what stops it says so when it's done: a report of half of that would only be in the way
     if (node.stopping) return;
+    reportWanted = true;
     log.warn(`PostgreSQL has ended unexpectedly (pid ${server.pid})`);
     crash = { at: now };
   }

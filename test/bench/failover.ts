@@ -2,7 +2,7 @@
  * failover: how long clients are without a database when a postmaster is killed.
  *
  * Kills the primary's postmaster again and again under a writer that tries each host every 10 ms,
- * then the secondary's. Prints the outage that the writer saw, rows lost, and the time until
+ * then the secondary's, and has the primary hand over by a switchover. Prints the outage that the writer saw, rows lost, and the time until
  * replication is synchronous again. Ends with 1 when an acknowledged row was lost.
  *
  *   bun test/bench/failover.ts [--count 20] [--nodes 2]
@@ -10,6 +10,7 @@
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { Cluster } from "../helpers/cluster.ts";
+import { runRole } from "../helpers/command.ts";
 import type { Service } from "../helpers/service.ts";
 import { nowMs } from "../helpers/wait.ts";
 import type { Writer } from "../helpers/writer.ts";
@@ -41,10 +42,12 @@ async function main(): Promise<number> {
     Array.from({ length: nodes }, () => []),
   );
   await using writer = await cluster.writer();
-  const primaries = await series(cluster, writer, count, (primary) => primary);
+  const primaries = await series(cluster, writer, count, (primary) => kill(primary));
   print("primary's postmaster killed: outage seen by the writer", primaries);
-  const secondaries = await series(cluster, writer, count, (_, secondary) => secondary);
+  const secondaries = await series(cluster, writer, count, (_, secondary) => kill(secondary));
   print("secondary's postmaster killed: longest stall of writes", secondaries);
+  const planned = await series(cluster, writer, count, () => switchover(cluster));
+  print("switchover: outage seen by the writer", planned);
 
   const primary = await cluster.healthy(SETTLE_MS);
   await writer.stop();
@@ -55,21 +58,30 @@ async function main(): Promise<number> {
   return lost.length + unexpected.length === 0 ? 0 : 1;
 }
 
-/** @param victim chooses whose postmaster is killed in each round */
+async function kill(node: Service): Promise<void> {
+  const before = node.killPostgres();
+  await node.newPostmaster(before, SETTLE_MS);
+}
+
+async function switchover(cluster: Cluster): Promise<void> {
+  const words = ["switchover", "--monitor", cluster.monitorUri, "--json"];
+  const { code, stderr } = await runRole("formation", words, { env: cluster.env });
+  if (code !== 0) throw new Error(stderr);
+}
+
+/** @param act what is done in each round */
 async function series(
   cluster: Cluster,
   writer: Writer,
   count: number,
-  victim: (primary: Service, secondary: Service) => Service,
+  act: (primary: Service, secondary: Service) => Promise<void>,
 ): Promise<Round[]> {
   const rounds: Round[] = [];
   for (let round = 1; round <= count; round += 1) {
     const primary = await cluster.healthy(SETTLE_MS);
     await writer.waitForWrites(WRITES_BETWEEN, 10_000);
     const timeMs = nowMs();
-    const node = victim(primary, cluster.other(primary));
-    const before = node.killPostgres();
-    await node.newPostmaster(before, SETTLE_MS);
+    await act(primary, cluster.other(primary));
     await cluster.healthy(SETTLE_MS);
     const redundantMs = nowMs() - timeMs;
     await writer.waitForWrites(WRITES_BETWEEN, 10_000);
