@@ -5,7 +5,7 @@ import { happen } from "./events.ts";
 import { LAWS } from "./laws.ts";
 import { SCENARIOS, scenarioOf } from "./scenario.ts";
 import { attempt, newCoverage, oneRound, replay, settledGroup, shrink, walk } from "./walk.ts";
-import { nodeOf } from "./world.ts";
+import { isWritable, nodeOf } from "./world.ts";
 
 const TIMEOUT_MS = 120_000;
 const WALKS = 2400;
@@ -48,4 +48,18 @@ test("S5: without its monitor, for as long as it takes, a group goes on acknowle
   happen(w, ["commit", 1], context);
   oneRound(w, 0, context);
   expect(w.acked).toBe(nodeOf(w, 1).pg.wal);
+});
+
+test("R304: a primary that is heard, and hears nobody, stops itself, says so, and is replaced", () => {
+  const context = { laws: LAWS, seen: newCoverage() };
+  const w = settledGroup({ nodes: 2, members: 2 }, context);
+  happen(w, ["cut", 0, 1], context);
+  happen(w, ["failover", 0], context);
+  for (let round = 0; round < 20; round += 1) {
+    oneRound(w, 0, context);
+    attempt(w, ["tick"], context);
+  }
+  expect(context.seen.rules).toContain("R304");
+  expect(nodeOf(w, 1).pg.run).toBe("down");
+  expect(isWritable(nodeOf(w, 2))).toBe(true);
 });
