@@ -136,6 +136,7 @@ const NodeRowShape: v.GenericSchema<
   port: Port,
   reported: State,
   goal: State,
+  confirmed: v.boolean(),
   pgRunning: v.boolean(),
   startFailures: Count,
   reportAgeMs: Milliseconds,

@@ -55,6 +55,10 @@ function isStalled(node: NodeView, policy: Policy): boolean {
   return node.pgRunning && node.stalledMs >= policy.nodeTimeoutMs;
 }
 
+/** By its own word, which it gave while it was to be stopped; none from before, after which it may have gone on. */
+const isStopped = ({ reported, confirmed, pgRunning }: NodeView): boolean =>
+  STOPPED_BY_GOAL.includes(reported) && confirmed && !pgRunning;
+
 /** Told to go on, a primary has stopped in one of these, and is about to start again. */
 const RESUMES: readonly NodeState[] = ["draining", "demote_timeout"];
 
@@ -208,7 +212,7 @@ function factsOf(self: NodeView, view: GroupView, shared: Shared): Set<Fact> {
       ["caughtUp", self.lsn > 0n && primary.lsn - self.lsn <= policy.caughtUpBytes],
       ["primaryHealthy", isHealthy(primary, policy)],
       ["primaryDown", isPrimaryDown(primary, view)],
-      ["primaryStopped", STOPPED_BY_GOAL.includes(primary.reported) && !primary.pgRunning],
+      ["primaryStopped", isStopped(primary)],
       ["primarySilent", primary.reportAgeMs >= silentAfterMs(policy, primary)],
       ["primaryReporting", isReporting(primary, policy)],
       ["primaryStartable", primary.startFailures === 0],

@@ -24,6 +24,8 @@ export type NodeView = {
   readonly port: number;
   readonly reported: NodeState;
   readonly goal: NodeState;
+  /** What is reported was true when the goal was the present one already. */
+  readonly confirmed: boolean;
   readonly pgRunning: boolean;
   /** Attempts to start PostgreSQL that failed since it last ran. */
   readonly startFailures: number;

@@ -44,7 +44,7 @@ export function keyOf(w: World): string {
     let text = `${flag(on)}${flag(known)}${canTakeWrites(d.state) ? n.contactAge : ""};`;
     if (row) {
       text +=
-        `${row.reported} ${row.goal} ${flag(row.pgRunning)}${row.startFailures}${flag(row.inRecovery)}` +
+        `${row.reported} ${row.goal} ${flag(row.confirmed)}${flag(row.pgRunning)}${row.startFailures}${flag(row.inRecovery)}` +
         `${flag(row.streaming)}${flag(row.passedOver)}${flag(row.maintenance)}${row.shutdown} ${flag(row.considered)}${flag(row.quorum)} ${row.timeline} ` +
         `${row.lsn} ${row.promotion?.timeline} ${row.promotion?.forkLsn} ${row.age} ${row.stalled} ${row.promised} ` +
         `${row.goalAge} ${row.fetchFrom} ${row.priority} ${row.notSentTo.join("")}`;

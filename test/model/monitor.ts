@@ -57,6 +57,8 @@ const HAS_PROMISED: readonly NodeState[] = [
   "stop_replication",
 ];
 
+const STOPS: readonly NodeState[] = ["draining", "demote_timeout", "demoted"];
+
 const VOTING: readonly NodeState[] = ["report_lsn", "join_secondary", "fast_forward"];
 
 /** @param credulous: the state counts also when the keeper didn't know the present goal */
@@ -65,12 +67,16 @@ export function record(w: World, n: Node, report: Report, credulous = false): vo
   if (!row) return;
   const { asks, inForce, sendsTo, goalVersion, ...said } = report;
   // a goal that has come back meanwhile must not seem reached
-  const reported = credulous || goalVersion >= row.goalVersion ? said.reported : row.reported;
+  const isFenced =
+    said.reported === "demote_timeout" && !said.pgRunning && STOPS.includes(row.goal);
+  const counts = credulous || goalVersion >= row.goalVersion || isFenced;
+  const reported = counts ? said.reported : row.reported;
   const keeps = VOTING.includes(row.reported) && VOTING.includes(reported);
   n.row = {
     ...row,
     ...said,
     reported,
+    confirmed: counts || row.confirmed,
     timeline: said.timeline || row.timeline,
     lsn: Math.max(said.lsn || row.lsn, keeps ? row.lsn : 0),
     inRecovery: said.inRecovery ?? row.inRecovery,
@@ -195,6 +201,7 @@ export function viewOf(w: World): GroupView {
       port: 5000 + id,
       reported: row.reported,
       goal: row.goal,
+      confirmed: row.confirmed,
       pgRunning: row.pgRunning,
       startFailures: row.startFailures,
       reportAgeMs: ms(row.age),
@@ -253,7 +260,7 @@ function keyOfView(w: World): string {
   for (const n of w.nodes) {
     const { row } = n;
     if (!row) continue;
-    key += `${n.id} ${row.age > 0 ? healthOf(w, n) : ""} ${row.reported} ${row.goal} ${+row.pgRunning}${row.startFailures}${row.age}${row.stalled}${row.promised}${row.goalAge}${row.notSentTo.join("")}${+row.passedOver}${+row.maintenance}${row.shutdown}${+row.inRecovery}${+row.streaming}${+row.quorum} ${row.timeline} ${row.lsn} ${row.priority} ${row.promotion?.timeline} ${row.promotion?.forkLsn};`;
+    key += `${n.id} ${row.age > 0 ? healthOf(w, n) : ""} ${row.reported} ${row.goal} ${+row.confirmed}${+row.pgRunning}${row.startFailures}${row.age}${row.stalled}${row.promised}${row.goalAge}${row.notSentTo.join("")}${+row.passedOver}${+row.maintenance}${row.shutdown}${+row.inRecovery}${+row.streaming}${+row.quorum} ${row.timeline} ${row.lsn} ${row.priority} ${row.promotion?.timeline} ${row.promotion?.forkLsn};`;
   }
   return key;
 }
@@ -287,6 +294,7 @@ function assign(w: World, n: Node, goal: NodeState, fetchFrom: number, laws: Law
   const from = row.goal;
   row.goal = goal;
   row.goalVersion += 1;
+  row.confirmed = false;
   row.goalAge = 0;
   row.fetchFrom = fetchFrom;
   row.shutdown = -1;
@@ -349,6 +357,7 @@ export function register(w: World, n: Node): void {
   n.known = true;
   n.row = {
     reported: "init",
+    confirmed: false,
     goal: "init",
     goalVersion: 1,
     pgRunning: false,

@@ -204,8 +204,8 @@ export const MUTANTS: readonly Mutant[] = [
   text(
     "a primary that says it stops counts as stopped",
     "group/facts.ts",
-    '["primaryStopped", STOPPED_BY_GOAL.includes(primary.reported) && !primary.pgRunning]',
-    '["primaryStopped", STOPPED_BY_GOAL.includes(primary.reported)]',
+    "STOPPED_BY_GOAL.includes(reported) && confirmed && !pgRunning",
+    "STOPPED_BY_GOAL.includes(reported) && confirmed",
     UNSAFE,
   ),
 

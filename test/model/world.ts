@@ -144,6 +144,8 @@ export type Report = {
 
 export type Row = {
   reported: NodeState;
+  /** The state was reported when the goal was the present one already. */
+  confirmed: boolean;
   goal: NodeState;
   goalVersion: number;
   pgRunning: boolean;

@@ -231,6 +231,7 @@ describe("what crosses a process", () => {
     promisedMs: null,
     goalAgeMs: "12.25",
     passedOver: false,
+    confirmed: true,
     maintenance: false,
     shutdown: null,
     fenceMs: 2500,

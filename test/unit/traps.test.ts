@@ -251,6 +251,7 @@ test("the schema's lists of states are those of the tables", () => {
     ["init", "wait_standby"],
     ["catchingup", "wait_primary", "fast_forward"], // goals that wait for a position
     ["primary", "apply_settings"], // who can hand over
+    ["draining", "demote_timeout", "demoted"], // who is to be stopped
     ["secondary", "catchingup", "demoted"], // who can be left alone
   ].map((states) => [...states].toSorted().join());
   expect(

@@ -79,6 +79,8 @@ create table pgautofailover.node (
     goalversion        bigint not null default 1,
     goaltime           timestamptz not null default clock_timestamp(),
     reportedstate      text not null default 'init',
+    -- the goal, by its version, that was the present one when this state was reported
+    reportedversion    bigint not null default 0,
     reportedpgisrunning boolean not null default false,
     reportedrepstate   text not null default '',
     reporttime         timestamptz not null default clock_timestamp(),
@@ -367,8 +369,11 @@ begin
     new.reportno := (report->>'reportNo')::bigint;
     -- a node that doesn't know its goal yet acts on an older one, and may be elsewhere by the time this arrives: a goal that
     -- has come back meanwhile must not seem reached, nor a promise that was taken back seem given
-    if (report->>'goalVersion')::bigint >= old.goalversion then
+    -- but a primary that has fenced itself, and is told to stop, starts nothing before it is told otherwise
+    if (report->>'goalVersion')::bigint >= old.goalversion or (report->>'state' = 'demote_timeout'
+            and not (report->>'pgIsRunning')::boolean and old.goalstate in ('draining', 'demote_timeout', 'demoted')) then
         new.reportedstate := report->>'state';
+        new.reportedversion := old.goalversion;
     end if;
     new.reportedpgisrunning := (report->>'pgIsRunning')::boolean;
     new.reportedrepstate := report->>'syncState';
@@ -395,9 +400,9 @@ begin
           and not report->'sendsTo' @> to_jsonb(n.nodeid)), '{}');
     new.sysidentifier := coalesce(sysid, old.sysidentifier);
 
-    if not new_sync and (old.reportedstate, old.reportedpgisrunning, old.reportedrepstate, old.reportedtli, old.inrecovery,
+    if not new_sync and (old.reportedstate, old.reportedversion, old.reportedpgisrunning, old.reportedrepstate, old.reportedtli, old.inrecovery,
             old.streaming, old.startfailures, old.promotion, old.shutdown, old.fencems, old.notsentto, old.sysidentifier)
-        is not distinct from (new.reportedstate, new.reportedpgisrunning, new.reportedrepstate, new.reportedtli, new.inrecovery,
+        is not distinct from (new.reportedstate, new.reportedversion, new.reportedpgisrunning, new.reportedrepstate, new.reportedtli, new.inrecovery,
             new.streaming, new.startfailures, new.promotion, new.shutdown, new.fencems, new.notsentto, new.sysidentifier) then
         set local synchronous_commit = off;
         update pgautofailover.node n set reporttime = new.reporttime, reportno = new.reportno, reportedlsn = new.reportedlsn
@@ -424,6 +429,7 @@ begin
         'prepare_promotion', 'stop_replication') then coalesce(old.promisedsince, new.reporttime) end;
     update pgautofailover.node n set
         reporttime = new.reporttime, reportno = new.reportno, reportedstate = new.reportedstate,
+        reportedversion = new.reportedversion,
         statechangetime = new.statechangetime, reportedpgisrunning = new.reportedpgisrunning,
         reportedrepstate = new.reportedrepstate, reportedtli = new.reportedtli, reportedlsn = new.reportedlsn,
         walreporttime = new.walreporttime, inrecovery = new.inrecovery, streaming = new.streaming,
@@ -522,7 +528,7 @@ returns jsonb language sql volatile security definer set search_path = pg_catalo
             from pgautofailover.timeline_history h where h.formationid = g.formationid and h.groupid = g.groupid),
         'nodes', (select coalesce(jsonb_agg(jsonb_build_object(
                 'nodeId', n.nodeid, 'name', n.nodename, 'host', n.nodehost, 'port', n.nodeport,
-                'reported', n.reportedstate, 'goal', n.goalstate, 'pgRunning', n.reportedpgisrunning,
+                'reported', n.reportedstate, 'confirmed', n.reportedversion >= n.goalversion, 'goal', n.goalstate, 'pgRunning', n.reportedpgisrunning,
                 'startFailures', n.startfailures,
                 'reportAgeMs', greatest(0, extract(epoch from now_.at - n.reporttime) * 1000),
                 'health', n.health,

@@ -55,6 +55,8 @@ const WORDS: Readonly<Record<string, Partial<NodeView>>> = {
   "without-wal": { lsn: 0n },
   "no-quorum": { replicationQuorum: false },
   "start-failed": { startFailures: 1 },
+  /** What it reported was from before it was told. */
+  unconfirmed: { confirmed: false },
   "passed-over": { passedOver: true },
   maintained: { maintenance: true },
 };
@@ -100,6 +102,7 @@ function node(text: string): NodeView {
     port: 5000 + Number(id),
     reported,
     goal,
+    confirmed: true,
     pgRunning: true,
     startFailures: 0,
     reportAgeMs: 100,
