@@ -1,7 +1,7 @@
 /** One process at a time: a lock on a file that also says who holds it. */
 
 import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from "node:fs";
-import { readIfExists } from "./files.ts";
+import { openIfExists } from "./files.ts";
 import { tryLockFile } from "./native.ts";
 
 /** A lock that is held until it is disposed of, or the process ends. */
@@ -64,16 +64,17 @@ export function isLock(result: ReturnType<typeof acquireLock>): result is Lock {
  * It asks the lock itself: a pid in the file of a dead holder does not count, whoever has that pid now.
  */
 export function lockHolder(path: string): number | undefined {
-  if (readIfExists(path) === undefined) return undefined;
-  const fd = openSync(path, "r");
+  // a holder that ends may take the file, and its folder, away meanwhile
+  const fd = openIfExists(path);
+  if (fd === undefined) return undefined;
   try {
-    return tryLockFile(fd, "shared") ? undefined : readPid(path);
+    return tryLockFile(fd, "shared") ? undefined : readPid(fd);
   } finally {
     closeSync(fd);
   }
 }
 
-function readPid(path: string): number | undefined {
-  const pid = Number.parseInt(readFileSync(path, "utf8"), 10);
+function readPid(file: string | number): number | undefined {
+  const pid = Number.parseInt(readFileSync(file, "utf8"), 10);
   return Number.isSafeInteger(pid) && pid > 1 ? pid : undefined;
 }
