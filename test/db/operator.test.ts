@@ -237,6 +237,7 @@ test("formation set and get: names and units as operators type them", async () =
     "unreachable-primary-timeout": 30000,
     "postgres-timeout": 2000,
     "fast-forward-timeout": 30000,
+    "switchover-timeout": 30000,
     "caught-up-distance": 16777216,
   });
   expect(await says("formation", "get")).toMatch(
