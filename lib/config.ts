@@ -10,7 +10,7 @@ import {
   parseMonitorConfig,
   ShapeError,
 } from "./shapes.ts";
-import { AppError, errorText } from "./sys/errors.ts";
+import { AppError, errorText, scrub } from "./sys/errors.ts";
 import { readIfExists, writeDurably } from "./sys/files.ts";
 import type { HttpAddress } from "./sys/http.ts";
 import { parseUri } from "./sys/sql.ts";
@@ -119,7 +119,7 @@ export function parseFile<T>(path: string, text: string, parse: (value: unknown)
     const reason = cause instanceof ShapeError ? cause.message : "it is not valid JSON";
     throw new AppError("config", `could not read a file of this node: ${reason}`, {
       detail: { path },
-      hint: "Restore the file from a backup, or drop the node and create it again.",
+      hint: "Correct the file, restore it from a backup, or drop the node and create it again.",
       cause,
     });
   }
@@ -145,6 +145,85 @@ export function saveConfig(path: string, config: KeeperConfig | MonitorConfig): 
   } catch (cause) {
     throw ownFileError(path, cause);
   }
+}
+
+/** One setting of a role's file, as an operator knows it. */
+export type SettingRule<C> = {
+  /** As the flag of `create` is called. */
+  readonly name: string;
+  readonly key: keyof C & string;
+  /** Left out: the text as it is. */
+  readonly parse?: (text: string) => unknown;
+  /** Why it can't be changed, and what to do instead. */
+  readonly fixed?: string;
+  /** When a change takes effect. */
+  readonly effect?: string;
+};
+
+/** @throws {AppError} usage: there is no such setting */
+export function settingNamed<C>(rules: readonly SettingRule<C>[], name: string): SettingRule<C> {
+  const rule = rules.find((each) => each.name === name);
+  if (rule) return rule;
+  throw new AppError("usage", "there is no such setting", {
+    detail: { setting: name },
+    hint: `One of: ${rules.map((each) => each.name).join(", ")}.`,
+  });
+}
+
+/**
+ * The settings with one of them changed.
+ *
+ * @throws {AppError} usage: no such setting or value; conflict: it can't be changed
+ */
+export function changeSetting<C extends object>(
+  rules: readonly SettingRule<C>[],
+  config: C,
+  name: string,
+  text: string,
+  validate: (value: unknown) => C,
+): { readonly rule: SettingRule<C>; readonly next: C } {
+  const rule = settingNamed(rules, name);
+  if (rule.fixed !== undefined) {
+    throw new AppError("conflict", `${name} can't be changed here`, {
+      detail: { is: String(config[rule.key]) },
+      hint: rule.fixed,
+    });
+  }
+  try {
+    return { rule, next: validate({ ...config, [rule.key]: rule.parse?.(text) ?? text }) };
+  } catch (cause) {
+    if (!(cause instanceof ShapeError)) throw cause;
+    throw new AppError("usage", `${name} can't have this value: ${cause.message}`, {
+      detail: { value: text },
+      hint: "--help of the create command says what it takes.",
+      cause,
+    });
+  }
+}
+
+/**
+ * What `config get` answers: all settings by their names, or one's value; without passwords.
+ *
+ * @throws {AppError} usage: there is no such setting
+ */
+export function showSettings<C extends object>(
+  rules: readonly SettingRule<C>[],
+  config: C,
+  name: string | undefined,
+  json: boolean,
+): string {
+  const shown = ({ key }: SettingRule<C>): unknown => {
+    const value = config[key];
+    return typeof value === "string" ? scrub(value) : (value ?? null);
+  };
+  if (name !== undefined) {
+    const value = shown(settingNamed(rules, name));
+    return json ? JSON.stringify(value) : String(value ?? "");
+  }
+  const all = rules.map((rule) => [rule.name, shown(rule)] as const);
+  return json
+    ? JSON.stringify(Object.fromEntries(all), undefined, 2)
+    : all.map(([key, value]) => `${key} = ${value ?? ""}`).join("\n");
 }
 
 /** @throws {AppError} usage: not a whole number from 1 to 65535 */

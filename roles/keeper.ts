@@ -6,10 +6,13 @@ import {
   type KeeperServices,
   keeperServiceArgs,
   keeperServices,
+  loadKeeperConfig,
   parseCount,
   parsePort,
   requireMonitorUri,
+  showSettings,
 } from "../lib/config.ts";
+import { KEEPER_SETTINGS, setKeeperSetting } from "../lib/keeper/settings.ts";
 import {
   createNode,
   dropNode,
@@ -22,7 +25,7 @@ import { defaultNodename } from "../lib/pg/addresses.ts";
 import { findBinaries } from "../lib/pg/binaries.ts";
 import type { Auth, KeeperConfig } from "../lib/shapes.ts";
 import { answer, commonArgs, exit, logArgs, main } from "../lib/sys/cli.ts";
-import { AppError, EXIT_CODES } from "../lib/sys/errors.ts";
+import { AppError, EXIT_CODES, scrub } from "../lib/sys/errors.ts";
 import { runLean } from "../lib/sys/lean.ts";
 import { logger } from "../lib/sys/log.ts";
 import { signals } from "../lib/sys/signals.ts";
@@ -179,6 +182,43 @@ const reload = defineCommand({
   },
 });
 
+const get = defineCommand({
+  meta: { name: "get", description: "Show the node's settings, or one of them" },
+  args: {
+    ...pgdataArg,
+    ...commonArgs,
+    setting: { type: "positional", required: false, description: "Its name; left out: all" },
+  },
+  run({ args }) {
+    const config = loadKeeperConfig(enterPgdata(args.pgdata));
+    answer(showSettings(KEEPER_SETTINGS, config, args.setting, args.json ?? false));
+  },
+});
+
+const set = defineCommand({
+  meta: {
+    name: "set",
+    description: "Change a setting of the node; a running keeper takes it up at once where it can",
+  },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    setting: { type: "positional", required: true, description: "Its name, as config get has it" },
+    value: { type: "positional", required: true, description: "Its new value" },
+  },
+  async run({ args }) {
+    const pgdata = enterPgdata(args.pgdata);
+    const effect = await setKeeperSetting(pgdata, args.setting, args.value);
+    signalRole(pgdata, "SIGHUP");
+    answer(`${args.setting} is ${scrub(args.value)}: ${effect}`);
+  },
+});
+
+const config = defineCommand({
+  meta: { name: "config", description: "The node's own settings" },
+  subCommands: { get, set },
+});
+
 const drop = defineCommand({
   meta: { name: "drop", description: "Take this node out of its group" },
   args: {
@@ -199,6 +239,6 @@ const drop = defineCommand({
 await main(
   defineCommand({
     meta: { name: "keeper", description: "The keeper: runs one PostgreSQL as the monitor decides" },
-    subCommands: { create, run, status, stop, reload, drop },
+    subCommands: { create, run, status, stop, reload, config, drop },
   }),
 );

@@ -8,6 +8,7 @@ import {
   loadMonitorConfig,
   nodePaths,
   parsePort,
+  showSettings,
 } from "../lib/config.ts";
 import { lockNode, stopRole } from "../lib/keeper/setup.ts";
 import {
@@ -17,6 +18,7 @@ import {
   removeMonitor,
   runMonitor,
 } from "../lib/monitor/instance.ts";
+import { MONITOR_SETTINGS, setMonitorSetting } from "../lib/monitor/own_settings.ts";
 import { findBinaries } from "../lib/pg/binaries.ts";
 import { livePostmaster } from "../lib/pg/server.ts";
 import type { Auth, MonitorConfig } from "../lib/shapes.ts";
@@ -127,6 +129,38 @@ const stop = defineCommand({
   },
 });
 
+const get = defineCommand({
+  meta: { name: "get", description: "Show the monitor's settings, or one of them" },
+  args: {
+    ...pgdataArg,
+    ...commonArgs,
+    setting: { type: "positional", required: false, description: "Its name; left out: all" },
+  },
+  run({ args }) {
+    const settings = loadMonitorConfig(enterPgdata(args.pgdata));
+    answer(showSettings(MONITOR_SETTINGS, settings, args.setting, args.json ?? false));
+  },
+});
+
+const set = defineCommand({
+  meta: { name: "set", description: "Change a setting of the monitor, which must be stopped" },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    setting: { type: "positional", required: true, description: "Its name, as config get has it" },
+    value: { type: "positional", required: true, description: "Its new value" },
+  },
+  async run({ args }) {
+    const effect = await setMonitorSetting(enterPgdata(args.pgdata), args.setting, args.value);
+    answer(`${args.setting} is ${args.value}: ${effect}`);
+  },
+});
+
+const config = defineCommand({
+  meta: { name: "config", description: "The monitor's own settings" },
+  subCommands: { get, set },
+});
+
 const drop = defineCommand({
   meta: { name: "drop", description: "Stop the monitor and remove its data directory" },
   args: { ...pgdataArg, ...logArgs },
@@ -141,6 +175,6 @@ const drop = defineCommand({
 await main(
   defineCommand({
     meta: { name: "monitor", description: "The monitor: knows every node, and decides" },
-    subCommands: { create, run: runCommand, status, stop, drop },
+    subCommands: { create, run: runCommand, status, stop, config, drop },
   }),
 );

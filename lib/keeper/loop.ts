@@ -41,6 +41,7 @@ import {
   upstreamOf,
 } from "./node.ts";
 import { countsAsRunning, isNews, isStreaming, reportOf, sentenceOf } from "./report.ts";
+import { rereadSettings } from "./settings.ts";
 import { nextStep, type Step } from "./step.ts";
 import { checkpointTimeline, TRANSITIONS } from "./transitions.ts";
 
@@ -93,7 +94,7 @@ type Task = {
 export async function runLoop(node: Node, options: LoopOptions): Promise<NodeState> {
   const started = monotonicMs();
   const ended = Promise.withResolvers<NodeState>();
-  const monitor: MonitorClient = openMonitor(node.config.monitor, () => wake());
+  let monitor: MonitorClient = openMonitor(node.config.monitor, () => wake());
 
   let lastContact = started;
   let contact: "fresh" | "lost" | "never" = "never";
@@ -345,13 +346,15 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     });
     log[steady === lastSaid ? "debug" : "info"](whole);
     lastSaid = steady;
+    const asked = monitor;
     try {
-      const answer = await monitor.nodeActive(
+      const answer = await asked.nodeActive(
         node.config.formation,
         ownId(node),
         report,
         REPORT_TIMEOUT_MS,
       );
+      if (asked !== monitor) return;
       reports.answered += 1;
       reports.tookMs += monotonicMs() - now;
       if (now >= contactVoidBefore) {
@@ -366,6 +369,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       if (!report.pgIsRunning) acknowledged = report.state;
       if (report.state === "dropped") finish("dropped");
     } catch (error) {
+      if (asked !== monitor) return;
       if (error instanceof AppError && error.kind === "dropped") {
         log.error(errorText(error));
         leave();
@@ -380,6 +384,44 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       reporting = false;
       wake();
     }
+  }
+
+  /** A hint that something has changed: read again; correctness never depends on it. */
+  function watchMonitor(): void {
+    monitor
+      .watch((payload) => {
+        const asking = crash?.asked !== undefined && crash.considered !== true;
+        if (isNews(payload, node.config.formation, node.state, peers(node), asking)) {
+          reportWanted = true;
+          wake();
+        }
+      })
+      .catch((error: unknown) => log.debug(`LISTEN: ${errorText(error)}`));
+  }
+
+  /** Whatever the monitor before says from here on is void; goals that were heard of stay. */
+  function changeMonitor(): void {
+    const before = monitor;
+    monitor = openMonitor(node.config.monitor, () => wake());
+    if (contact === "fresh") contact = "lost";
+    reportWanted = true;
+    log.info("Turning to another monitor, or to the same at another address");
+    watchMonitor();
+    const closed = Promise.resolve(before[Symbol.asyncDispose]());
+    closed.catch((error: unknown) => log.debug(errorText(error)));
+  }
+
+  async function readSettings(): Promise<void> {
+    try {
+      const changed = await rereadSettings(node);
+      if (changed.has("monitor")) changeMonitor();
+      choresDue = true;
+    } catch (error) {
+      log.error(
+        `The settings are not taken up, the keeper goes on with those that it had: ${errorText(error)}`,
+      );
+    }
+    wake();
   }
 
   function take(answer: Answer): void {
@@ -750,6 +792,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   options.onReload?.(() => {
     log.info("Reloading the settings");
     choresDue = true;
+    void readSettings();
     if (node.server) reloadSettings(node).catch((error: unknown) => log.warn(errorText(error)));
     wake();
   });
@@ -760,16 +803,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       ? undefined
       : serveHttp(parseHttpAddress(http), (path, query) => nodeReply(health(), path, query), log);
   try {
-    // a hint that something has changed: read again; correctness never depends on it
-    monitor
-      .watch((payload) => {
-        const asking = crash?.asked !== undefined && crash.considered !== true;
-        if (isNews(payload, node.config.formation, node.state, peers(node), asking)) {
-          reportWanted = true;
-          wake();
-        }
-      })
-      .catch((error: unknown) => log.debug(`LISTEN: ${errorText(error)}`));
+    watchMonitor();
     turn();
     return await ended.promise;
   } finally {

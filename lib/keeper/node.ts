@@ -66,9 +66,10 @@ export type SyncProgress = {
 };
 
 export type Node = {
-  readonly config: KeeperConfig;
+  /** Replaced as a whole when the settings are read again. */
+  config: KeeperConfig;
   readonly paths: NodePaths;
-  readonly binaries: Binaries;
+  binaries: Binaries;
   state: KeeperState;
   answer: Answer | undefined;
   server: ServerProcess | undefined;

@@ -40,7 +40,7 @@ export class Cluster implements AsyncDisposable {
   readonly owner: Owner = serverOwner();
   readonly login: Login;
   readonly env: Environment;
-  readonly monitor: Service;
+  monitor: Service;
   readonly nodes: Service[] = [];
   /** The password of the monitor's database, where it wants one. */
   protected monitorLogin: { password?: string } = {};
@@ -107,6 +107,22 @@ export class Cluster implements AsyncDisposable {
 
   get monitorUri(): string {
     return `postgres://autoctl_node@${this.monitor.place.host}:${this.monitor.port}/pg_auto_failover`;
+  }
+
+  /** Declares a second monitor; `turnTo` makes it the cluster's. */
+  anotherMonitor(label: string): Service {
+    const { base, env, login, monitor } = this;
+    const { createFlags, place } = monitor;
+    const port = freePort();
+    return new Service({ role: "monitor", label, base, port, env, login, createFlags, place });
+  }
+
+  /** From here on this monitor is asked; the one before is stopped. */
+  async turnTo(monitor: Service): Promise<void> {
+    await this.#client?.close();
+    this.#client = undefined;
+    await this.monitor.terminate(20_000);
+    this.monitor = monitor;
   }
 
   /** Makes a directory below the cluster's, for the servers' owner. */
