@@ -56,6 +56,7 @@ export type NodePaths = {
   readonly keeperConfig: string;
   readonly monitorConfig: string;
   readonly state: string;
+  readonly memory: string;
   readonly lock: string;
   readonly postgresLog: string;
 };
@@ -67,6 +68,7 @@ export function nodePaths(pgdata: string): NodePaths {
     keeperConfig: join(directory, "keeper.json"),
     monitorConfig: join(directory, "monitor.json"),
     state: join(directory, "state.json"),
+    memory: join(directory, "memory.json"),
     lock: join(directory, "lock"),
     postgresLog: join(directory, "postgres.log"),
   };

@@ -256,6 +256,62 @@ const KeeperStateShape = v.strictObject({
 });
 export type KeeperState = v.InferOutput<typeof KeeperStateShape>;
 
+/** A row of the monitor's database; only the database knows its columns. */
+const KeptRowShape = v.record(v.string(), v.unknown());
+
+const MemoryShape = v.looseObject({
+  version: Count,
+  formations: v.array(KeptRowShape),
+  roster: v.array(
+    v.strictObject({
+      formation: v.string(),
+      groupId: Count,
+      nodeId: Id,
+      name: v.string(),
+      identity: v.string(),
+    }),
+  ),
+  removed: v.array(KeptRowShape),
+  group: KeptRowShape,
+  nodes: v.array(KeptRowShape),
+  timelines: v.array(KeptRowShape),
+});
+/** What a keeper keeps of the monitor's memory, for a monitor that has to be made anew. */
+export type Memory = v.InferOutput<typeof MemoryShape>;
+
+/** What a keeper tells a monitor that waits to be recovered; from another release, perhaps. */
+const TestimonyShape = v.looseObject({
+  identity: v.string(),
+  formation: v.string(),
+  groupId: Count,
+  nodeId: Id,
+  name: v.string(),
+  host: v.string(),
+  port: Port,
+  dbname: orUndefined(v.string()),
+  candidatePriority: Count,
+  replicationQuorum: v.boolean(),
+  systemIdentifier: orUndefined(v.string()),
+  state: State,
+  goal: State,
+  goalVersion: Id,
+  syncVersion: Id,
+  reportNo: Bytes,
+  pgIsRunning: v.boolean(),
+  inRecovery: orUndefined(v.boolean()),
+  streaming: v.boolean(),
+  timeline: Count,
+  lsn: Bytes,
+  promotion: orUndefined(PromotionShape),
+  fenceMs: Count,
+  ancestry: v.array(v.strictObject({ timeline: Count, forkLsn: Bytes })),
+  inForce: orUndefined(SyncSetShape),
+  written: orUndefined(SyncSetShape),
+  rejoins: v.boolean(),
+  memory: orUndefined(MemoryShape),
+});
+export type Testimony = v.InferOutput<typeof TestimonyShape>;
+
 const AuthShape = v.picklist(["trust", "scram-sha-256"]);
 export type Auth = v.InferOutput<typeof AuthShape>;
 
@@ -283,6 +339,8 @@ const KeeperConfigShape = v.strictObject({
   hooksDir: v.optional(v.string()),
   /** Until a hook is killed. */
   hookTimeoutMs: v.optional(v.pipe(Count, v.minValue(1))),
+  /** Left out: part of its group. `disabled`: the keeper calls no monitor; `rejoining`: it does again, by an operator's word. */
+  membership: v.optional(v.picklist(["disabled", "rejoining"])),
 });
 export type KeeperConfig = v.InferOutput<typeof KeeperConfigShape>;
 
@@ -307,6 +365,8 @@ export const parseAnswer = parserOf("the monitor's answer", AnswerShape);
 export const parseGroupRow = parserOf("a group's row", GroupRowShape);
 export const parseStateRow = parserOf("a row of current_state", StateRowShape);
 export const parseEventRow = parserOf("a row of last_events", EventRowShape);
+export const parseMemory = parserOf("memory.json", MemoryShape);
+export const parseTestimony = parserOf("a keeper's testimony", TestimonyShape);
 export const parseKeeperState = parserOf("state.json", KeeperStateShape);
 export const parseKeeperConfig = parserOf("keeper.json", KeeperConfigShape);
 export const parseMonitorConfig = parserOf("monitor.json", MonitorConfigShape);

@@ -12,6 +12,7 @@ import {
   requireMonitorUri,
   showSettings,
 } from "../lib/config.ts";
+import { disableMonitor, enableMonitor } from "../lib/keeper/membership.ts";
 import { KEEPER_SETTINGS, setKeeperSetting } from "../lib/keeper/settings.ts";
 import {
   createNode,
@@ -219,6 +220,47 @@ const config = defineCommand({
   subCommands: { get, set },
 });
 
+const enable = defineCommand({
+  meta: {
+    name: "enable",
+    description: "Turn to this monitor, which knows the node or waits to be recovered",
+  },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    uri: { type: "positional", required: true, description: "The monitor's URI" },
+  },
+  async run({ args }) {
+    const standing = await enableMonitor(enterPgdata(args.pgdata), args.uri);
+    log.info(
+      standing === "known"
+        ? "The keeper turns to that monitor, which knows this node"
+        : "The keeper turns to that monitor, which takes the formation over when every keeper has called",
+    );
+  },
+});
+
+const disable = defineCommand({
+  meta: {
+    name: "disable",
+    description: "Leave the monitor: PostgreSQL stays as it is, and nothing is automatic any more",
+  },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    force: { type: "boolean", description: "Also when the monitor can't be asked: it is gone" },
+  },
+  async run({ args }) {
+    await disableMonitor(enterPgdata(args.pgdata), args.force ?? false);
+    log.info("The keeper goes on without a monitor");
+  },
+});
+
+const monitor = defineCommand({
+  meta: { name: "monitor", description: "Which monitor the keeper looks to" },
+  subCommands: { enable, disable },
+});
+
 const drop = defineCommand({
   meta: { name: "drop", description: "Take this node out of its group" },
   args: {
@@ -239,6 +281,6 @@ const drop = defineCommand({
 await main(
   defineCommand({
     meta: { name: "keeper", description: "The keeper: runs one PostgreSQL as the monitor decides" },
-    subCommands: { create, run, status, stop, reload, config, drop },
+    subCommands: { create, run, status, stop, reload, config, monitor, drop },
   }),
 );

@@ -1,5 +1,6 @@
 #!/usr/bin/env -S bun --no-env-file
 /** monitor: the witness of a formation, with a PostgreSQL of its own. */
+import { existsSync } from "node:fs";
 import { defineCommand } from "citty";
 import {
   enterPgdata,
@@ -7,6 +8,7 @@ import {
   httpSetting,
   loadMonitorConfig,
   nodePaths,
+  parseCount,
   parsePort,
   showSettings,
 } from "../lib/config.ts";
@@ -19,6 +21,7 @@ import {
   runMonitor,
 } from "../lib/monitor/instance.ts";
 import { MONITOR_SETTINGS, setMonitorSetting } from "../lib/monitor/own_settings.ts";
+import { recoverMonitor } from "../lib/monitor/recover.ts";
 import { findBinaries } from "../lib/pg/binaries.ts";
 import { livePostmaster } from "../lib/pg/server.ts";
 import type { Auth, MonitorConfig } from "../lib/shapes.ts";
@@ -81,6 +84,59 @@ const create = defineCommand({
     );
     if (config.auth !== "trust")
       log.info(`The password of autoctl_node is in ${passwordFile(config)}, for PGPASSFILE`);
+    answer(monitorUri(config));
+    if (args.run) await run(config);
+  },
+});
+
+const recover = defineCommand({
+  meta: {
+    name: "recover",
+    description:
+      "Go on from what the keepers know: for a monitor that was lost, or restored from an old backup",
+  },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    nodename: { type: "string", description: "As for create (what it was, else localhost)" },
+    pgport: { type: "string", description: "As for create (what it was, else 5432)" },
+    auth: {
+      type: "enum",
+      options: ["trust", "scram-sha-256"],
+      description: "As for create (what it was, else trust)",
+    },
+    pgctl: { type: "string", description: "The pg_ctl to use" },
+    without: {
+      type: "string",
+      description: "Names of nodes not to wait for, separated by commas; what they say is ignored",
+    },
+    timeout: {
+      type: "string",
+      default: "60",
+      description: "How long to wait for the keepers, in seconds",
+    },
+    run: { type: "boolean", description: "Go on with run" },
+  },
+  async run({ args }) {
+    const pgdata = enterPgdata(args.pgdata);
+    const known = existsSync(nodePaths(pgdata).monitorConfig)
+      ? loadMonitorConfig(pgdata)
+      : undefined;
+    const binaries = await findBinaries({ pgctl: args.pgctl ?? known?.pgctl });
+    const config: MonitorConfig = {
+      version: 1,
+      pgdata,
+      pgport: args.pgport === undefined && known ? known.pgport : parsePort(args.pgport),
+      pgctl: `${binaries.bindir}/pg_ctl`,
+      nodename: args.nodename ?? known?.nodename ?? "localhost",
+      auth: (args.auth as Auth | undefined) ?? known?.auth ?? "trust",
+    };
+    const { nodes } = await recoverMonitor(config, {
+      without: args.without?.split(",").filter((name) => name !== "") ?? [],
+      timeoutMs: 1000 * parseCount("timeout", args.timeout, 86_400, 1),
+      signal: signals().stop,
+    });
+    log.info(`The monitor is recovered, and knows ${nodes.length} nodes`);
     answer(monitorUri(config));
     if (args.run) await run(config);
   },
@@ -175,6 +231,6 @@ const drop = defineCommand({
 await main(
   defineCommand({
     meta: { name: "monitor", description: "The monitor: knows every node, and decides" },
-    subCommands: { create, run: runCommand, status, stop, config, drop },
+    subCommands: { create, run: runCommand, recover, status, stop, config, drop },
   }),
 );

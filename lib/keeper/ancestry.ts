@@ -139,7 +139,8 @@ export async function ancestryOf(
   return here?.equals(there) ? "part" : "diverged";
 }
 
-const historyOf = (pgdata: string, timeline: number): Branch[] =>
+/** @throws {Error} the timeline's history file can't be read */
+export const historyOf = (pgdata: string, timeline: number): Branch[] =>
   parseHistory(readFileSync(join(pgdata, "pg_wal", historyFile(timeline)), "latin1"));
 
 /** The timeline from which a server was promoted to this one; 0: none. @throws {Error} its history file can't be read */

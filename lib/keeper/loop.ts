@@ -8,11 +8,11 @@ import { canTakeWrites, type NodeState, STATE_TRAITS } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
 import { standbyName, synchronousStandbyNames } from "../group/quorum.ts";
 import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
-import { type MonitorClient, openMonitor } from "../monitor/client.ts";
+import { type MonitorClient, openMonitor, waitsForTestimony } from "../monitor/client.ts";
 import type { Observation } from "../pg/local.ts";
 import { ping } from "../pg/ping.ts";
 import { livePostmaster } from "../pg/server.ts";
-import type { Answer } from "../shapes.ts";
+import type { Answer, Report } from "../shapes.ts";
 import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { serveHttp } from "../sys/http.ts";
@@ -41,8 +41,9 @@ import {
   upstreamOf,
 } from "./node.ts";
 import { countsAsRunning, isNews, isStreaming, reportOf, sentenceOf } from "./report.ts";
-import { rereadSettings } from "./settings.ts";
+import { rereadSettings, settleMembership } from "./settings.ts";
 import { nextStep, type Step } from "./step.ts";
+import { rememberer, testimonyOf } from "./testimony.ts";
 import { checkpointTimeline, TRANSITIONS } from "./transitions.ts";
 
 const REPORT_TIMEOUT_MS = 1000;
@@ -95,6 +96,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   const started = monotonicMs();
   const ended = Promise.withResolvers<NodeState>();
   let monitor: MonitorClient = openMonitor(node.config.monitor, () => wake());
+  let remember = rememberer(node, monitor);
 
   let lastContact = started;
   let contact: "fresh" | "lost" | "never" = "never";
@@ -366,11 +368,18 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       }
       if (over) return;
       take(answer);
+      if (!monitorIsStale) {
+        settleMembership(node);
+        remember();
+      }
       if (!report.pgIsRunning) acknowledged = report.state;
       if (report.state === "dropped") finish("dropped");
     } catch (error) {
       if (asked !== monitor) return;
       if (error instanceof AppError && error.kind === "dropped") {
+        // an operator who takes the node out of its group has said so in the settings before
+        await readSettings();
+        if (asked !== monitor) return;
         log.error(errorText(error));
         leave();
         return;
@@ -380,11 +389,14 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       if (contact === "fresh") contact = "lost";
       if (crash && contact === "lost") crash.considered = true;
       if (options.failFast && error instanceof Error) finish(error);
+      if (waitsForTestimony(error)) await testify(report);
     } finally {
       reporting = false;
       wake();
     }
   }
+
+  const isDisabled = (): boolean => node.config.membership === "disabled";
 
   /** A hint that something has changed: read again; correctness never depends on it. */
   function watchMonitor(): void {
@@ -403,10 +415,14 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   function changeMonitor(): void {
     const before = monitor;
     monitor = openMonitor(node.config.monitor, () => wake());
+    remember = rememberer(node, monitor);
     if (contact === "fresh") contact = "lost";
     reportWanted = true;
-    log.info("Turning to another monitor, or to the same at another address");
-    watchMonitor();
+    if (isDisabled()) log.info("Going on without a monitor");
+    else {
+      log.info("Turning to another monitor, or to the same at another address");
+      watchMonitor();
+    }
     const closed = Promise.resolve(before[Symbol.asyncDispose]());
     closed.catch((error: unknown) => log.debug(errorText(error)));
   }
@@ -414,7 +430,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   async function readSettings(): Promise<void> {
     try {
       const changed = await rereadSettings(node);
-      if (changed.has("monitor")) changeMonitor();
+      if (changed.has("monitor") || changed.has("membership")) changeMonitor();
       choresDue = true;
     } catch (error) {
       log.error(
@@ -422,6 +438,15 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       );
     }
     wake();
+  }
+
+  /** The monitor has lost its memory, and records nothing before it has heard what each keeper knows. */
+  async function testify(report: Report): Promise<void> {
+    try {
+      await monitor.testify(node.state.identity, testimonyOf(node, report));
+    } catch (error) {
+      log.warn(errorText(error));
+    }
   }
 
   function take(answer: Answer): void {
@@ -694,7 +719,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     const reportDue =
       reportWanted || now - lastReportSent >= policy().heartbeatMs + REPORT_SLACK_MS;
     const retrying = contact !== "fresh" && now - lastReportSent < policy().heartbeatMs / 4;
-    if (reportDue && !reporting && !retrying) void sendReport(now);
+    if (reportDue && !reporting && !retrying && !isDisabled()) void sendReport(now);
     if (options.failFast) checkPatience(now);
 
     const heartbeat = policy().heartbeatMs;
@@ -803,7 +828,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       ? undefined
       : serveHttp(parseHttpAddress(http), (path, query) => nodeReply(health(), path, query), log);
   try {
-    watchMonitor();
+    if (!isDisabled()) watchMonitor();
     turn();
     return await ended.promise;
   } finally {

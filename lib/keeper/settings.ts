@@ -13,10 +13,10 @@ import { type Binaries, findBinaries } from "../pg/binaries.ts";
 import { dataVersion } from "../pg/commands.ts";
 import { livePostmaster } from "../pg/server.ts";
 import { type KeeperConfig, parseKeeperConfig } from "../shapes.ts";
-import { AppError } from "../sys/errors.ts";
+import { AppError, errorText } from "../sys/errors.ts";
 import { lockHolder } from "../sys/lock.ts";
 import { parseUri } from "../sys/sql.ts";
-import type { Node } from "./node.ts";
+import { log, type Node } from "./node.ts";
 
 const AT_CREATE = "It is decided when the node is created: drop the node and create it again.";
 const AT_MONITOR = "The monitor holds it: roles/node.ts set changes it there.";
@@ -112,4 +112,16 @@ export async function rereadSettings(node: Node): Promise<ReadonlySet<keyof Keep
   if (changed.has("pgctl")) node.binaries = await binariesFor(next);
   node.config = next;
   return changed;
+}
+
+/** A monitor has taken the node in again: from here on its word counts as anybody's. */
+export function settleMembership(node: Node): void {
+  if (node.config.membership !== "rejoining") return;
+  const { membership: _, ...config } = node.config;
+  try {
+    saveConfig(node.paths.keeperConfig, config);
+    node.config = config;
+  } catch (error) {
+    log.warn(errorText(error));
+  }
 }

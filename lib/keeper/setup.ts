@@ -289,7 +289,8 @@ async function register(node: Node): Promise<void> {
   );
 }
 
-function requireState(paths: NodePaths): KeeperState {
+/** @throws {AppError} state: the node has not been registered */
+export function requireState(paths: NodePaths): KeeperState {
   const state = loadState(paths.state);
   if (state?.nodeId !== undefined) return state;
   throw new AppError("state", "this node has not been registered", {
@@ -402,6 +403,8 @@ export async function dropNode(
   const config = loadKeeperConfig(pgdata);
   const paths = nodePaths(pgdata);
   const state = loadState(paths.state);
+  // a keeper that calls no monitor would never hear that its node is removed
+  if (config.membership === "disabled") await stopRole(pgdata);
   const running = lockHolder(paths.lock) !== undefined;
   if (state?.nodeId !== undefined) {
     try {

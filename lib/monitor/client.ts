@@ -81,6 +81,12 @@ export type MonitorClient = AsyncDisposable & {
     identity: string,
     description: string,
   ): Promise<void>;
+  /** What to keep of the monitor's memory, as JSON; undefined: nothing is newer than `knownVersion`. */
+  memory(formation: string, group: number, knownVersion: number): Promise<string | undefined>;
+  /** Tells a monitor that waits to be recovered what this keeper knows. */
+  testify(identity: string, testimony: string): Promise<void>;
+  /** Whether the monitor has this node, or waits to hear of it and all others. */
+  standingOf(identity: string): Promise<"known" | "recovering" | "unknown">;
   /** @returns whether there was such a node */
   removeNode(nodeId: number, force: boolean): Promise<boolean>;
   /** Whether a node of this identity was removed, and not registered again. */
@@ -162,6 +168,7 @@ const KINDS: Readonly<Record<string, AppError["kind"]>> = {
   PA013: "usage",
   PA014: "conflict",
   PA015: "conflict",
+  PA016: "state",
   PA020: "conflict",
   PA021: "conflict",
   PA030: "conflict",
@@ -187,11 +194,13 @@ const HINTS: Readonly<Record<string, string>> = {
   PA010:
     "The node was removed from the monitor: create it again, or remove what is left with keeper.ts drop.",
   PA012:
-    "This monitor was made anew, or restored from an older backup: nothing is done until it knows this node. Was the node meant for another monitor?",
+    "This monitor was made anew, or restored from an older backup: run roles/monitor.ts recover there. Or was the node meant for another monitor?",
   PA013: "Give another one; letters, digits, - and _ always do.",
   PA014: "roles/formation.ts list shows those that exist.",
   PA015:
     "Drop them first, the primary last: roles/node.ts drop, or roles/keeper.ts drop on their hosts.",
+  PA016:
+    "Run roles/monitor.ts recover on the monitor's host: it goes on from what the keepers know.",
   PA020:
     "Drop its standbys first, or let one take over with roles/formation.ts failover and then drop this one; --force makes no difference here.",
   PA021: "Wait until the failover is over (roles/state.ts explain), or add --force.",
@@ -252,6 +261,10 @@ export function monitorError(error: unknown, target: Target): AppError {
     "Check that roles/monitor.ts runs there, and that host and port of the URI are right.",
   );
 }
+
+/** The monitor records no report: it waits to hear what the keepers know. */
+export const waitsForTestimony = (error: unknown): boolean =>
+  error instanceof AppError && sqlState(error.cause) === "PA016";
 
 const unknownFormation = (formation: string): AppError =>
   new AppError("monitor", `formation "${formation}" does not exist`, { hint: HINTS["PA001"] });
@@ -325,6 +338,26 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       await queryOnce(target, "select pgautofailover.report_event($1, $2, $3, $4)", params, {
         timeoutMs: 2000,
       });
+    },
+    async memory(formation, group, knownVersion) {
+      const rows = await ask("select pgautofailover.group_memory($1, $2, $3)::text as value", [
+        formation,
+        group,
+        knownVersion,
+      ]);
+      const text = single(rows);
+      return typeof text === "string" ? text : undefined;
+    },
+    async testify(identity, testimony) {
+      await ask("select pgautofailover.testify($1, $2::text::jsonb)", [identity, testimony]);
+    },
+    async standingOf(identity) {
+      const rows = await ask(
+        `select case when exists (select from pgautofailover.recovery) then 'recovering'
+           when exists (select from pgautofailover.node where identity = $1) then 'known' else 'unknown' end as value`,
+        [identity],
+      );
+      return single(rows) as "known" | "recovering" | "unknown";
     },
     async removeNode(nodeId, force) {
       const call = "select pgautofailover.remove_node($1::bigint, $2::boolean) as value";

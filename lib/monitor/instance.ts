@@ -27,7 +27,7 @@ import { writeManagedSettings } from "../pg/settings.ts";
 import type { MonitorConfig } from "../shapes.ts";
 import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
-import { writeDurably } from "../sys/files.ts";
+import { readIfExists, writeDurably } from "../sys/files.ts";
 import { serveHttp } from "../sys/http.ts";
 import { logger } from "../sys/log.ts";
 import { openDb, queryOnce, type Target } from "../sys/sql.ts";
@@ -56,6 +56,10 @@ const targetOf = (postmaster: Postmaster, database: string): Target =>
     database,
     applicationName: "pg_auto_failover monitor",
   });
+
+/** @throws {AppError} postgres: it does not run */
+export const ownTarget = (config: MonitorConfig): Target =>
+  targetOf(postmasterOf(config), MONITOR_DATABASE);
 
 function configure(config: MonitorConfig): void {
   const local = isLoopback(config.nodename);
@@ -106,11 +110,12 @@ async function prepareDatabase(config: MonitorConfig): Promise<void> {
   const maintenance = targetOf(postmaster, "postgres");
   const has = async (text: string): Promise<boolean> =>
     (await queryOnce(maintenance, text)).length > 0;
-  if (!(await has("select from pg_roles where rolname = 'autoctl_node'"))) {
-    await queryOnce(maintenance, "create role autoctl_node login");
-  }
-  if (config.auth !== "trust" && !existsSync(passwordFile(config))) {
-    const password = randomBytes(24).toString("base64url");
+  const isNew = !(await has("select from pg_roles where rolname = 'autoctl_node'"));
+  if (isNew) await queryOnce(maintenance, "create role autoctl_node login");
+  const kept = readIfExists(passwordFile(config))?.trim().split(":").at(-1);
+  if (config.auth !== "trust" && (isNew || kept === undefined)) {
+    // the keepers know the password of the monitor that was here before
+    const password = kept ?? randomBytes(24).toString("base64url");
     // text of our own making: a verifier holds no quote
     await queryOnce(
       maintenance,
@@ -125,7 +130,7 @@ async function prepareDatabase(config: MonitorConfig): Promise<void> {
   if (!(await has(`select from pg_database where datname = '${MONITOR_DATABASE}'`))) {
     await queryOnce(maintenance, `create database ${MONITOR_DATABASE}`, [], { timeoutMs: 30_000 });
   }
-  await migrate(targetOf(postmaster, MONITOR_DATABASE));
+  await migrate(ownTarget(config));
 }
 
 /** Runs the numbered migrations that the database hasn't had, all in one transaction. */
@@ -255,7 +260,7 @@ export async function runMonitor(
       );
       failures = 0;
       wasReady = true;
-      await watchGroups(targetOf(postmasterOf(config), MONITOR_DATABASE), signal, overview);
+      await watchGroups(ownTarget(config), signal, overview);
       if (!signal.aborted) log.warn("Lost the connection to the monitor's PostgreSQL");
     } catch (error) {
       if (signal.aborted) break;

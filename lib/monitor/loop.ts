@@ -7,7 +7,7 @@ import { logger } from "../sys/log.ts";
 import { type Db, openDb, type Target } from "../sys/sql.ts";
 import { probe } from "./health.ts";
 import type { Overview } from "./http.ts";
-import { decideAndWrite, type GroupKey, groups, recordHealth } from "./store.ts";
+import { decideAndWrite, type GroupKey, groups, recordHealth, recoveryReason } from "./store.ts";
 
 const log = logger("monitor");
 
@@ -66,6 +66,7 @@ export async function watchGroups(
   const probing = new Set<number>();
   let watchingSince = monotonicMs();
   let lastTick = watchingSince;
+  let lastReason: string | undefined;
 
   const startOver = (why: string): void => {
     watchingSince = monotonicMs();
@@ -119,6 +120,13 @@ export async function watchGroups(
     watch.seen = { clockMs: row.clockMs, monotonicMs: now };
   }
 
+  async function sayWhyNothingIsDecided(): Promise<void> {
+    const reason = await recoveryReason(db);
+    if (reason !== undefined && reason !== lastReason)
+      log.error(`Nothing is decided before roles/monitor.ts recover: ${reason}`);
+    lastReason = reason;
+  }
+
   async function look(watch: GroupWatch): Promise<void> {
     const outcome = await decideAndWrite(db, watch.key, monotonicMs() - watchingSince, (row) => {
       noticeClock(watch, row);
@@ -127,7 +135,7 @@ export async function watchGroups(
     if (outcome === undefined) {
       overview.groups.delete(keyText(watch.key));
       watches.delete(keyText(watch.key)); // its formation was dropped
-      return;
+      return sayWhyNothingIsDecided();
     }
     const { row, decisions } = outcome;
     const now = monotonicMs();

@@ -19,7 +19,7 @@ const MOVED =
 
 // biome-ignore format: one row a setting
 export const MONITOR_SETTINGS: readonly SettingRule<MonitorConfig>[] = [
-  { name: "pgdata", key: "pgdata", fixed: "Make a new monitor with roles/monitor.ts create." },
+  { name: "pgdata", key: "pgdata", fixed: "Make a monitor in another directory with roles/monitor.ts recover." },
   { name: "pgport", key: "pgport", parse: parsePort, effect: MOVED },
   { name: "pgctl", key: "pgctl", effect: "the next start of PostgreSQL uses it" },
   { name: "nodename", key: "nodename", effect: MOVED },

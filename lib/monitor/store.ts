@@ -39,6 +39,12 @@ function viewOf(row: GroupRow, watchedMs: number): GroupView {
   };
 }
 
+/** Why nothing is decided before `monitor.ts recover`; undefined: the database knows what it must. */
+export async function recoveryReason(db: Pick<Db, "query">): Promise<string | undefined> {
+  const [row] = await db.query<{ why: string }>("select why from pgautofailover.recovery");
+  return row?.why;
+}
+
 export async function groups(db: Db): Promise<GroupKey[]> {
   return db.query<{ formation: string; groupId: number }>(
     `select formationid as formation, groupid as "groupId" from pgautofailover."group" order by 1, 2`,
@@ -199,6 +205,7 @@ export async function decideAndWrite(
   return db.transaction(
     async (query) => {
       await query("select pgautofailover.lock_group($1, $2)", [key.formation, key.groupId]);
+      if ((await recoveryReason({ query })) !== undefined) return undefined;
       const decisions: GroupDecision[] = [];
       await query(LOWER_FUTURE_TIMES, [key.formation, key.groupId]);
       let row = await readGroup({ query }, key);

@@ -117,7 +117,7 @@ story(
     const recorded = async (reportNo: bigint, change: object): Promise<unknown> => {
       const payload = {
         identity: NODE_A,
-        goalVersion: 1_000_000,
+        goalVersion: 1,
         timeline: 1,
         lsn: "0/3000000",
         syncState: "",

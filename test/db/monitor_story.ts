@@ -75,11 +75,9 @@ export async function register(db: Db, r: Registration): Promise<Answer> {
   return parseAnswer(rows[0]?.["value"]);
 }
 
-/** Of a keeper that has heard of every goal it was ever given. */
-const REPORT: Report = {
+const REPORT: Omit<Report, "goalVersion"> = {
   identity: NODE_A,
   reportNo: 1n,
-  goalVersion: 1_000_000,
   state: "init",
   pgIsRunning: false,
   timeline: 1,
@@ -96,7 +94,10 @@ const REPORT: Report = {
 export async function report(db: Db, nodeId: number, change: Partial<Report>): Promise<Answer> {
   const payload = { ...REPORT, ...change };
   const rows = await db.query(
-    "select pgautofailover.node_active('default', $1, $2::text::jsonb) as value",
+    // of a keeper that has heard of every goal it was ever given, unless it says otherwise
+    `select pgautofailover.node_active('default', n.nodeid,
+       jsonb_build_object('goalVersion', n.goalversion) || $2::text::jsonb) as value
+     from (select $1::bigint as nodeid, (select goalversion from pgautofailover.node where nodeid = $1)) n`,
     [nodeId, JSON.stringify({ ...payload, reportNo: String(payload.reportNo) })],
   );
   return parseAnswer(rows[0]?.["value"]);

@@ -339,6 +339,7 @@ declare
     new_sync boolean;
     group_id int;
 begin
+    perform pgautofailover.refuse_in_recovery();
     -- Whoever has been the primary tells what is, or was, in force there; a standby has nothing to say about it. The
     -- group's row is written under the group's lock, taken before the node's row as by a decision: else the two could
     -- wait for each other.
@@ -355,6 +356,12 @@ begin
             raise exception 'node % was removed from formation "%"', node_id, formation_id using errcode = 'PA010';
         end if;
         raise exception 'the monitor does not know node % of formation "%"', node_id, formation_id using errcode = 'PA012';
+    end if;
+    -- the keeper has been given goals that this database has forgotten: it decides nothing before monitor.ts recover
+    if (report->>'goalVersion')::bigint > old.goalversion then
+        insert into pgautofailover.recovery (why) values (format('node %s ("%s") knows later goals, so its database was restored from the past',
+            old.nodeid, old.nodename)) on conflict do nothing;
+        return pgautofailover.answer(node_id);
     end if;
     if (report->>'reportNo')::bigint <= old.reportno then
         raise exception 'a later report of node % has been recorded', node_id using errcode = 'PA011';
