@@ -443,6 +443,8 @@ export function startServer(n: Node, role: "primary" | "standby"): boolean {
   pg.proof = 0;
   if (keeper) {
     keeper.shutdown = -1;
+    // nobody has written to it while no keeper ran
+    keeper.guard = "on";
     keeper.sync = undefined;
     keeper.proven = undefined;
     keeper.startFailures = 0;
