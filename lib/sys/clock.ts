@@ -1,12 +1,25 @@
 /** Time as this program uses it: a clock that never jumps, and the only sleep. */
 
+import { readIfExists } from "./files.ts";
+import { bootClock } from "./native.ts";
+
+let clock: (() => number) | undefined;
+
 /**
- * Milliseconds on a clock that only goes forward; its zero has no meaning.
+ * Milliseconds on a clock that only goes forward, also while the machine is suspended.
  *
- * On Linux this is CLOCK_MONOTONIC: it does not count the time that a machine was suspended.
+ * Within one boot (`bootId`) all processes of a machine have the same. Where the system has no such clock it's
+ * Bun's own, whose zero is the start of this process, and which stands still in a suspended machine.
  */
 export function monotonicMs(): number {
-  return performance.now();
+  clock ??= bootClock() ?? (() => performance.now());
+  return clock();
+}
+
+/** Names this boot of the machine; undefined where `monotonicMs` of two processes can't be compared, or that isn't known. */
+export function bootId(): string | undefined {
+  if (bootClock() === undefined) return undefined;
+  return readIfExists("/proc/sys/kernel/random/boot_id")?.trim();
 }
 
 /**
