@@ -57,6 +57,7 @@ export type NodePaths = {
   readonly monitorConfig: string;
   readonly state: string;
   readonly memory: string;
+  readonly contact: string;
   readonly lock: string;
   readonly postgresLog: string;
 };
@@ -69,6 +70,7 @@ export function nodePaths(pgdata: string): NodePaths {
     monitorConfig: join(directory, "monitor.json"),
     state: join(directory, "state.json"),
     memory: join(directory, "memory.json"),
+    contact: join(directory, "contact.json"),
     lock: join(directory, "lock"),
     postgresLog: join(directory, "postgres.log"),
   };

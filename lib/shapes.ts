@@ -311,6 +311,15 @@ const TestimonyShape = v.looseObject({
   memory: orUndefined(MemoryShape),
 });
 export type Testimony = v.InferOutput<typeof TestimonyShape>;
+/** When the monitor was last heard of, and what it had said of the timers; written without fsync. */
+const ContactShape = v.object({
+  /** The boot within which the time below means something; null: none. */
+  bootId: v.nullable(v.string()),
+  /** When the report had been sent that was answered; milliseconds of that boot. */
+  sentAtMs: v.pipe(v.number(), v.minValue(0)),
+  policy: PolicyShape,
+});
+export type Contact = v.InferOutput<typeof ContactShape>;
 
 const AuthShape = v.picklist(["trust", "scram-sha-256"]);
 export type Auth = v.InferOutput<typeof AuthShape>;
@@ -368,5 +377,6 @@ export const parseEventRow = parserOf("a row of last_events", EventRowShape);
 export const parseMemory = parserOf("memory.json", MemoryShape);
 export const parseTestimony = parserOf("a keeper's testimony", TestimonyShape);
 export const parseKeeperState = parserOf("state.json", KeeperStateShape);
+export const parseContact = parserOf("contact.json", ContactShape);
 export const parseKeeperConfig = parserOf("keeper.json", KeeperConfigShape);
 export const parseMonitorConfig = parserOf("monitor.json", MonitorConfigShape);

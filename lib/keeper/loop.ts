@@ -9,16 +9,18 @@ import { formatLsn } from "../group/lsn.ts";
 import { standbyName, synchronousStandbyNames } from "../group/quorum.ts";
 import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
 import { type MonitorClient, openMonitor, waitsForTestimony } from "../monitor/client.ts";
-import type { Observation } from "../pg/local.ts";
+import { flushSomeWal, type Observation } from "../pg/local.ts";
 import { ping } from "../pg/ping.ts";
 import { livePostmaster } from "../pg/server.ts";
 import type { Answer, Report } from "../shapes.ts";
-import { delay, monotonicMs } from "../sys/clock.ts";
+import { bootId, delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { serveHttp } from "../sys/http.ts";
+import type { Db } from "../sys/sql.ts";
 import { promotionOf } from "./ancestry.ts";
 import { chores } from "./chores.ts";
-import { couldBeReplaced, fenceAtMs } from "./fence.ts";
+import { contactMs, loadContact, saveContact } from "./contact_file.ts";
+import { couldBeReplaced, fenceAtMs, listeningUntilMs } from "./fence.ts";
 import { type Hooks, openHooks } from "./hooks.ts";
 import { type NodeHealth, nodeReply } from "./http.ts";
 import {
@@ -98,7 +100,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let monitor: MonitorClient = openMonitor(node.config.monitor, () => wake());
   let remember = rememberer(node, monitor);
 
-  let lastContact = started;
+  const boot = bootId();
+  const inherited = loadContact(node.paths.contact);
+  let lastContact = contactMs(inherited, started, boot) ?? started;
+  let contactIsUnsaved = false;
   let contact: "fresh" | "lost" | "never" = "never";
   /** Answers to what was sent before say nothing of whom the group belongs to now. */
   let contactVoidBefore = Number.NEGATIVE_INFINITY;
@@ -115,7 +120,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let unansweredSince: number | undefined;
   let lastReply: number | undefined;
   const replies = new Map<string, string>();
-  let repliesLookedFor: number | undefined;
+  let looks: { readonly firstMs: number; readonly latestMs: number } | undefined;
   let crash: { at: number; asked?: bigint; considered?: boolean } | undefined;
   let startFailures = 0;
   let backOffUntil = Number.NEGATIVE_INFINITY;
@@ -139,7 +144,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let toldState = node.state.state;
   const hooks = hooksOf(node, monitor);
 
-  const policy = (): Policy => node.answer?.policy ?? DEFAULT_POLICY;
+  const policy = (): Policy => node.answer?.policy ?? inherited?.policy ?? DEFAULT_POLICY;
 
   function wake(): void {
     if (scheduled || over) return;
@@ -175,7 +180,14 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       lastReplyMs: lastReply,
       couldBeReplaced: couldBeReplaced(node.state.state, node.state.syncMembers.length),
       networkPartitionTimeoutMs: policy().networkPartitionTimeoutMs,
+      listeningUntilMs: listeningUntilMs({ startedMs: started, looks, ...policy() }),
     });
+
+  /** When it stops being normal that the monitor has not been heard of. */
+  const cutOffAt = (): number => lastContact + 1.25 * policy().heartbeatMs;
+
+  /** The fence hangs on replies alone. */
+  const isCutOff = (now: number): boolean => fenceAt() !== undefined && now >= cutOffAt();
 
   // ---------------------------------------------------------------- telling others
 
@@ -227,8 +239,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
    * Counted from when it's seen, it could keep an isolated primary open for longer than was promised.
    */
   function noticeReplies(seen: Observation, at: number): void {
-    const before = repliesLookedFor;
-    repliesLookedFor = at;
+    const before = looks?.latestMs;
+    looks = { firstMs: looks?.firstMs ?? at, latestMs: at };
     const members = node.state.syncMembers.map(standbyName);
     for (const { applicationName, replyTime } of seen.standbys) {
       if (!members.includes(applicationName)) continue;
@@ -270,13 +282,20 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     isStranger = strange;
   }
 
+  /** Where the fence hangs on replies alone, an idle primary gives its standbys something to reply to. */
+  const askForReplies = (db: Db): Promise<void> =>
+    flushSomeWal(db, policy().heartbeatMs / 2).catch((error: unknown) =>
+      log.debug(`no WAL for the standbys to reply to: ${errorText(error)}`),
+    );
+
   /** A fresh connection shows that the server serves; the query goes over the one that is held. */
   async function observe(now: number): Promise<void> {
     observing = true;
     lastObserved = now;
     serverSuspected = true;
     try {
-      localDb(node);
+      const db = localDb(node);
+      if (isCutOff(now)) void askForReplies(db);
       if (node.target === undefined) return;
       const answered = (await ping(node.target, CHECK_TIMEOUT_MS)) === "answered";
       unansweredSince = answered ? undefined : (unansweredSince ?? now);
@@ -317,9 +336,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         ? !isStreaming(node.observation)
         : node.state.state === "apply_settings" && isUnproven();
     const eager = now < eagerUntil && isComing;
-    // a reply counts from the look before: where the fence hangs on replies alone, they're looked for often
-    const isCutOff = fenceAt() !== undefined && now - lastContact >= 1.25 * policy().heartbeatMs;
-    if (isCutOff) return policy().heartbeatMs / 4;
+    // a reply counts from the look before
+    if (isCutOff(now)) return policy().heartbeatMs / 4;
     return eager ? EAGER_MS : policy().heartbeatMs;
   }
 
@@ -368,6 +386,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       }
       if (over) return;
       take(answer);
+      rememberContact();
       if (!monitorIsStale) {
         settleMembership(node);
         remember();
@@ -446,6 +465,18 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       await monitor.testify(node.state.identity, testimonyOf(node, report));
     } catch (error) {
       log.warn(errorText(error));
+    }
+  }
+
+  function rememberContact(): void {
+    const bootId = boot ?? null;
+    try {
+      saveContact(node.paths.contact, { bootId, sentAtMs: lastContact, policy: policy() });
+      contactIsUnsaved = false;
+    } catch (error) {
+      // who is restarted then fences too early rather than too late
+      if (!contactIsUnsaved) log.warn(`could not note the last contact: ${errorText(error)}`);
+      contactIsUnsaved = true;
     }
   }
 
@@ -727,7 +758,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       lastObserved + observeEveryMs(now),
       lastReportSent + heartbeat + REPORT_SLACK_MS,
       ...(retrying && reportWanted ? [lastReportSent + heartbeat / 4] : []),
-      ...(fence !== undefined ? [fence] : []),
+      ...(fence !== undefined ? [fence, cutOffAt()] : []),
       ...(crash && !crashConsidered ? [crash.at + ASK_TIMEOUT_MS] : []),
       ...(now < backOffUntil ? [backOffUntil] : []),
       ...(unansweredSince !== undefined ? [unansweredSince + policy().postgresTimeoutMs] : []),

@@ -183,6 +183,19 @@ export async function observe(db: Db): Promise<Observation> {
   };
 }
 
+/**
+ * Writes a little WAL and flushes it, waiting for no standby. Each one that streams flushes it too, and says so
+ * within milliseconds; while nothing is written it speaks only at each wal_receiver_status_interval, 1 s or more.
+ */
+export async function flushSomeWal(db: Db, timeoutMs: number): Promise<void> {
+  await db.query(
+    `SELECT set_config('synchronous_commit', 'local', true),
+       pg_logical_emit_message(true, 'pg_auto_failover', '')`,
+    [],
+    { timeoutMs },
+  );
+}
+
 const MICROSECONDS = (time: string): string => `(extract(epoch FROM ${time}) * 1000000)::bigint`;
 
 /**

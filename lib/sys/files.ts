@@ -1,4 +1,4 @@
-/** Small files that must survive a power cut. */
+/** Small files that are whole at any time; most of them must survive a power cut. */
 
 import {
   closeSync,
@@ -20,6 +20,16 @@ import { dirname } from "node:path";
  * @throws the system's error (ENOENT, ENOSPC, EACCES, …); the file is then as before and no temporary file is left
  */
 export function writeDurably(path: string, text: string, mode: number): void {
+  replace(path, text, mode, fsyncSync);
+  syncDirectory(dirname(path));
+}
+
+/** As `writeDurably`, but only a crash of this process does it no harm: after a power cut the file may be any older one, or empty. */
+export function writeAtomically(path: string, text: string, mode: number): void {
+  replace(path, text, mode, () => {});
+}
+
+function replace(path: string, text: string, mode: number, sync: (fd: number) => void): void {
   const temporary = `${path}.${process.pid}.tmp`;
   // What a process of the same pid left behind when it was killed.
   rmSync(temporary, { force: true });
@@ -28,7 +38,7 @@ export function writeDurably(path: string, text: string, mode: number): void {
     try {
       fchmodSync(fd, mode);
       writeFully(fd, text);
-      fsyncSync(fd);
+      sync(fd);
     } finally {
       closeSync(fd);
     }
@@ -37,7 +47,6 @@ export function writeDurably(path: string, text: string, mode: number): void {
     rmSync(temporary, { force: true });
     throw error;
   }
-  syncDirectory(dirname(path));
 }
 
 /** A pipe whose reader is slow is given this long, and then up. */

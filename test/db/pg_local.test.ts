@@ -7,6 +7,7 @@ import {
   createSlot,
   dropSlot,
   ensureRoles,
+  flushSomeWal,
   localTarget,
   observe,
   promote,
@@ -168,6 +169,32 @@ story(here, "a standby that lost its source still knows the timeline it was on",
   await waitFor("the walreceiver's end", 5000, async () => !(await observe(dbC)).receiver);
   expect((await observe(dbC)).timeline).toBe(2);
 });
+
+story(
+  here,
+  "an idle standby replies to flushed WAL at once, and nobody waits for it",
+  async (world) => {
+    const a = await world.primary("a");
+    const dbA = a.open();
+    await world.standby("b", a);
+    const replyTime = async () =>
+      (await observe(dbA)).standbys.find(({ applicationName }) => applicationName === "b")
+        ?.replyTime;
+    await waitFor("b to stream", 10_000, replyTime);
+    // commits wait for somebody who isn't there
+    await dbA.script("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    await reload(dbA);
+    await dbA.query("SET default_transaction_read_only = on"); // as an operator may have it for his sessions
+    for (let count = 0; count < 5; count += 1) {
+      const before = await replyTime();
+      await flushSomeWal(dbA, 1000);
+      // wal_receiver_status_interval is 10 s here
+      await waitFor("a reply", 1000, async () => (await replyTime()) !== before, { everyMs: 2 });
+    }
+    await dbA.script("ALTER SYSTEM RESET synchronous_standby_names");
+    await reload(dbA);
+  },
+);
 
 story(here, "promote is quick, and happens once", async (world) => {
   const a = await world.primary("a");

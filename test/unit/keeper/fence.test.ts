@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
 import { DEFAULT_POLICY, FENCE_STOP_MS } from "../../../lib/group/view.ts";
-import { couldBeReplaced, fenceAtMs } from "../../../lib/keeper/fence.ts";
+import { couldBeReplaced, fenceAtMs, listeningUntilMs } from "../../../lib/keeper/fence.ts";
 
 const input = {
   lastContactMs: 10_000,
@@ -17,7 +17,25 @@ test("the fence counts from whoever was heard of last", () => {
 });
 
 test("who can't be replaced is never fenced", () => {
-  expect(fenceAtMs({ ...input, couldBeReplaced: false })).toBeUndefined();
+  const alone = { ...input, couldBeReplaced: false, listeningUntilMs: 10_000 };
+  expect(fenceAtMs(alone)).toBeUndefined();
+});
+
+test("a keeper that has just started keeps the deadline of the one before, but listens first", () => {
+  const restarted = { ...input, lastReplyMs: undefined, listeningUntilMs: 12_000 };
+  expect(fenceAtMs(restarted)).toBe(12_500);
+  expect(fenceAtMs({ ...restarted, lastContactMs: 5000 })).toBe(12_000);
+  expect(fenceAtMs({ ...restarted, lastContactMs: 5000, listeningUntilMs: undefined })).toBe(7500);
+  // what it hears meanwhile counts
+  expect(fenceAtMs({ ...restarted, lastContactMs: 5000, lastReplyMs: 11_000 })).toBe(13_500);
+});
+
+test("listening ends with a look a heartbeat after the first, or with a server that doesn't answer", () => {
+  const input = { startedMs: 10_000, looks: undefined, heartbeatMs: 1000, postgresTimeoutMs: 2000 };
+  expect(listeningUntilMs(input)).toBe(12_000);
+  const looks = { firstMs: 10_100, latestMs: 11_099 };
+  expect(listeningUntilMs({ ...input, looks })).toBe(12_000);
+  expect(listeningUntilMs({ ...input, looks: { ...looks, latestMs: 11_100 } })).toBeUndefined();
 });
 
 test("couldBeReplaced: a primary with standbys, or with names of some in its settings", () => {
