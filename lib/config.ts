@@ -115,11 +115,22 @@ function load<T>(path: string, parse: (value: unknown) => T, role: string, pgdat
   return parseFile(path, text, parse);
 }
 
+/** Of the files that this software writes, and the latest that it can read. */
+const FILE_VERSION = 1;
+
 /** Parses a JSON file of ours; one line says what is wrong with it. */
 export function parseFile<T>(path: string, text: string, parse: (value: unknown) => T): T {
   try {
-    return parse(JSON.parse(text));
+    const value = JSON.parse(text);
+    if (value?.version > FILE_VERSION) {
+      throw new AppError("config", "a file of this node was written by a later release", {
+        detail: { path, version: value.version, known: FILE_VERSION },
+        hint: "Run the later release: this one doesn't know what the file promises.",
+      });
+    }
+    return parse(value);
   } catch (cause) {
+    if (cause instanceof AppError) throw cause;
     const reason = cause instanceof ShapeError ? cause.message : "it is not valid JSON";
     throw new AppError("config", `could not read a file of this node: ${reason}`, {
       detail: { path },

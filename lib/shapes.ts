@@ -1,4 +1,11 @@
-/** Everything that crosses a process, checked once: rows, payloads and files → plain values. */
+/**
+ * Everything that crosses a process, checked once: rows, payloads and files → plain values.
+ *
+ * The parts of a group are upgraded one after the other, and may be taken back. So what one of them says to another, or to
+ * a later self, is read by three rules. A key that the reader doesn't know is ignored. A key that is added later is
+ * optional, with a default that says what its absence meant. Where ignoring it would break a promise, `version`
+ * of the file goes up, and earlier software refuses it. Settings files are an operator's: there a key too many is a typo.
+ */
 import * as v from "valibot";
 import { NODE_STATES } from "./fsm.ts";
 import {
@@ -29,14 +36,14 @@ const orUndefined = <T>(
     v.transform((value) => value ?? undefined),
   );
 
-const SyncSetShape: v.GenericSchema<unknown, SyncSet> = v.strictObject({
+const SyncSetShape: v.GenericSchema<unknown, SyncSet> = v.object({
   version: Id,
   primaryId: Id,
   members: v.array(Id),
   number: Count,
 });
 
-const PolicyShape: v.GenericSchema<unknown, Policy> = v.strictObject({
+const PolicyShape: v.GenericSchema<unknown, Policy> = v.object({
   heartbeatMs: Count,
   networkPartitionTimeoutMs: Count,
   nodeTimeoutMs: Count,
@@ -47,25 +54,25 @@ const PolicyShape: v.GenericSchema<unknown, Policy> = v.strictObject({
   switchoverTimeoutMs: Count,
 });
 
-const SettingsShape: v.GenericSchema<unknown, Settings> = v.strictObject({
+const SettingsShape: v.GenericSchema<unknown, Settings> = v.object({
   durability: v.picklist(DURABILITIES),
   numberSyncStandbys: Count,
   strictFencing: v.boolean(),
   maximumLagBytes: Bytes,
 });
 
-const TimelineShape: v.GenericSchema<unknown, Timeline> = v.strictObject({
+const TimelineShape: v.GenericSchema<unknown, Timeline> = v.object({
   timeline: Count,
   parent: Count,
   forkLsn: Bytes,
 });
 
 /** A promotion that a node has carried out by itself, whether or not it was opened for writes. */
-const PromotionShape = v.strictObject({ timeline: Count, forkLsn: v.string() });
+const PromotionShape = v.object({ timeline: Count, forkLsn: v.string() });
 export type Promotion = v.InferOutput<typeof PromotionShape>;
 
 /** Another node of the keeper's group, as the monitor knows it. */
-const PeerShape = v.strictObject({
+const PeerShape = v.object({
   nodeId: Id,
   name: v.string(),
   host: v.string(),
@@ -77,7 +84,7 @@ const PeerShape = v.strictObject({
 export type Peer = v.InferOutput<typeof PeerShape>;
 
 /** The monitor's answer to `register_node` and `node_active`. */
-const AnswerShape = v.strictObject({
+const AnswerShape = v.object({
   nodeId: Id,
   groupId: Count,
   name: v.string(),
@@ -129,7 +136,7 @@ export type Shutdown = { readonly lsn: string; readonly tookMs: number };
 const NodeRowShape: v.GenericSchema<
   unknown,
   NodeView & { reportNo: bigint; decidedReport: bigint }
-> = v.strictObject({
+> = v.object({
   nodeId: Id,
   name: v.string(),
   host: v.string(),
@@ -155,10 +162,10 @@ const NodeRowShape: v.GenericSchema<
   goalAgeMs: Milliseconds,
   passedOver: v.boolean(),
   maintenance: v.boolean(),
-  shutdown: orUndefined(v.strictObject({ lsn: Bytes, tookMs: Count })),
+  shutdown: orUndefined(v.object({ lsn: Bytes, tookMs: Count })),
   fenceMs: Count,
   fetchFrom: orUndefined(Id),
-  promotion: orUndefined(v.strictObject({ timeline: Count, forkLsn: Bytes })),
+  promotion: orUndefined(v.object({ timeline: Count, forkLsn: Bytes })),
   candidatePriority: Count,
   replicationQuorum: v.boolean(),
   reportNo: Bytes,
@@ -166,7 +173,7 @@ const NodeRowShape: v.GenericSchema<
 }) as never;
 export type NodeRow = v.InferOutput<typeof NodeRowShape>;
 
-const GroupRowShape = v.strictObject({
+const GroupRowShape = v.object({
   formation: v.string(),
   groupId: Count,
   clockMs: Milliseconds,
@@ -176,7 +183,7 @@ const GroupRowShape = v.strictObject({
   policy: PolicyShape,
   settings: SettingsShape,
   request: orUndefined(
-    v.strictObject({ target: orUndefined(Id), allowDataLoss: v.boolean(), planned: v.boolean() }),
+    v.object({ target: orUndefined(Id), allowDataLoss: v.boolean(), planned: v.boolean() }),
   ),
   disputed: v.boolean(),
   blocked: orUndefined(v.string()),
@@ -223,7 +230,7 @@ const EventRowShape = v.looseObject({
 export type EventRow = v.InferOutput<typeof EventRowShape>;
 
 /** A keeper's durable memory; written before anything it says is reported. */
-const KeeperStateShape = v.strictObject({
+const KeeperStateShape = v.object({
   version: v.literal(1),
   /** Made once at create: a copy of this machine is not this node. */
   identity: v.pipe(v.string(), v.uuid()),
@@ -252,7 +259,7 @@ const KeeperStateShape = v.strictObject({
   promotion: v.nullable(PromotionShape),
   systemIdentifier: v.nullable(v.string()),
   /** The set that was shown to be in force, and the very server process that it was shown of. */
-  proof: v.nullable(v.strictObject({ pid: Count, startedAtS: v.number(), set: SyncSetShape })),
+  proof: v.nullable(v.object({ pid: Count, startedAtS: v.number(), set: SyncSetShape })),
 });
 export type KeeperState = v.InferOutput<typeof KeeperStateShape>;
 

@@ -26,6 +26,16 @@ story(here, "node_active: what a report doesn't know is kept", async (world) => 
   await monitor.close();
 });
 
+story(here, "node_active: a later keeper may say more, which is ignored", async (world) => {
+  const { says, row, monitor } = await healthyGroup(world, 2);
+  await says(2, SECONDARY);
+  const { nodes } = await row();
+  await says(2, { ...SECONDARY, more: { than: ["is known"] } } as typeof SECONDARY);
+  const kept = ({ reported, lsn, streaming }: (typeof nodes)[number]) => [reported, lsn, streaming];
+  expect((await row()).nodes.map(kept)).toEqual(nodes.map(kept));
+  await monitor.close();
+});
+
 story(
   here,
   "node_active: a state that was reached without knowing the goal is no news",

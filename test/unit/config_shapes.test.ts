@@ -128,18 +128,17 @@ describe("a node's own files", () => {
     makeNodeDirectory(paths);
     saveConfig(paths.monitorConfig, config);
     expect(loadMonitorConfig("/srv/pg/m")).toEqual(config);
-    for (const wrong of [
-      "{",
-      "[]",
-      JSON.stringify({ ...config, pgport: 0 }),
-      JSON.stringify({ ...config, more: 1 }),
-    ]) {
+    for (const wrong of ["{", "[]", JSON.stringify({ ...config, pgport: 0 })]) {
       writeFileSync(paths.monitorConfig, wrong);
       expect({ wrong, kind: kindOf(() => loadMonitorConfig("/srv/pg/m")) }).toEqual({
         wrong,
         kind: "config",
       });
     }
+    writeFileSync(paths.monitorConfig, JSON.stringify({ ...config, nodenam: "localhost" }));
+    expect(() => loadMonitorConfig("/srv/pg/m")).toThrow(/monitor\.json: nodenam: /);
+    writeFileSync(paths.monitorConfig, JSON.stringify({ ...config, version: 2 }));
+    expect(() => loadMonitorConfig("/srv/pg/m")).toThrow(/written by a later release/);
     removeNodeDirectory(paths);
   });
 });
@@ -193,11 +192,22 @@ describe("what crosses a process", () => {
     expect(parseAnswer({ ...ANSWER, decidedReport: large }).decidedReport).toBe(BigInt(large));
   });
 
+  test("an answer of a later monitor: what isn't known is ignored, at every depth", () => {
+    const more = { more: 1 };
+    const later = {
+      ...ANSWER,
+      ...more,
+      sync: { ...ANSWER.sync, ...more },
+      policy: { ...ANSWER.policy, ...more },
+      nodes: ANSWER.nodes.map((node) => ({ ...node, ...more })),
+    };
+    expect(parseAnswer(later)).toEqual(parseAnswer(ANSWER));
+  });
+
   test.each([
     ["an unknown state", { ...ANSWER, goal: "elected" }, "goal"],
     ["a missing field", { ...ANSWER, sync: undefined }, "sync"],
     ["not a word on whom to fetch from", { ...ANSWER, fetchFrom: undefined }, "fetchFrom"],
-    ["a field too many", { ...ANSWER, more: 1 }, "more"],
     ["an id that isn't whole", { ...ANSWER, nodeId: "1.5" }, "nodeId"],
     [
       "a port out of range",
@@ -310,6 +320,12 @@ describe("what crosses a process", () => {
       fetchFrom: 2,
       promotion: { timeline: 2, forkLsn: 83_886_080n },
     });
+  });
+
+  test("a group's row of a later schema: what isn't known is ignored", () => {
+    const settings = { ...row.settings, more: 1 };
+    const later = { ...row, more: 1, settings, nodes: [{ ...node, more: 1 }] };
+    expect(parseGroupRow(later)).toEqual(parseGroupRow(row));
   });
 
   test.each([

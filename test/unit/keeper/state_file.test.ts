@@ -52,8 +52,7 @@ describe("a file that can't be believed is refused, and named", () => {
     ["torn", JSON.stringify(good).slice(0, 40)],
     ["empty", ""],
     ["of an unknown state", JSON.stringify({ ...good, state: "leading" })],
-    ["of a later version", JSON.stringify({ ...good, version: 2 })],
-    ["with a field too many", JSON.stringify({ ...good, extra: 1 })],
+    ["without a version", JSON.stringify({ ...good, version: undefined })],
     ["without the promise", JSON.stringify({ ...good, following: undefined })],
     [
       "without those that could take its place",
@@ -66,6 +65,19 @@ describe("a file that can't be believed is refused, and named", () => {
     expect(() => loadState(path)).toThrow(AppError);
     expect(() => loadState(path)).toThrow(/could not read a file of this node/);
   });
+});
+
+test("of a later release: a version that isn't known is refused, a key that isn't known is ignored", () => {
+  const path = join(folder, "later.json");
+  const state = newState();
+  writeFileSync(path, JSON.stringify({ ...state, version: 2 }));
+  const refusal = { kind: "config", hint: expect.stringContaining("Run the later release") };
+  expect(() => loadState(path)).toThrow(expect.objectContaining(refusal));
+  const set = { version: 1, primaryId: 1, members: [2], number: 1 };
+  const proof = { pid: 4711, startedAtS: 1795385776, set };
+  const added = { ...proof, more: 1, set: { ...set, more: 1 } };
+  writeFileSync(path, JSON.stringify({ ...state, proof: added, more: { than: "is known" } }));
+  expect(loadState(path)).toEqual({ ...state, proof });
 });
 
 test("a write that fails leaves the old file and nothing else", () => {
