@@ -1,4 +1,4 @@
-/** `create`, a base backup and a rewind are killed half-way: the next start mends it. */
+/** `create`, a base backup and a rewind are killed, or told to reload, half-way: it's mended, or goes on. */
 import { expect, test } from "bun:test";
 import { closeSync, ftruncateSync, openSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -98,6 +98,51 @@ test("kill -9 in the middle of a rewind: nothing starts on half-rewound data, th
     expect(ballastBytes(old)).toBe(BALLAST_BYTES);
     expectNoLitter(cluster, old);
     rmSync(join(candidate.pgdata, "ballast"));
+    await nothingLost(cluster, writer);
+  } catch (error) {
+    console.error(await cluster.story());
+    throw error;
+  }
+}, 90_000);
+
+test("SIGHUP in the middle of a base backup: nothing is killed, and the backup completes", async () => {
+  await using cluster = await Cluster.twoNodes("reloadedbackup");
+  try {
+    const secondary = await cluster.healthy(5000);
+    const primary = cluster.other(secondary);
+    await using writer = await cluster.writer();
+
+    // Without its WAL an old primary can't be rewound: its keeper copies the new one.
+    await secondary.die();
+    await cluster.waitForStates({ [primary.label]: "wait_primary" }, 20_000);
+    makeBallast(cluster.owner, primary);
+    const wal = join(secondary.pgdata, "pg_wal");
+    for (const name of readdirSync(wal)) {
+      if (/^[0-9A-F]{24}$/.test(name)) rmSync(join(wal, name));
+    }
+    const mark = secondary.mark();
+    secondary.start();
+    const backups = () =>
+      processesUnder(cluster.base).filter(({ command }) => /pg_basebackup/.test(command));
+    await cluster.waitFor("half a base backup", 20_000, async () => {
+      const rows = await primary.ask(
+        "select backup_streamed as bytes from pg_stat_progress_basebackup",
+      );
+      return rows.some((row) => Number(row["bytes"]) > SOME_BYTES);
+    });
+    const keeper = secondary.process?.pid;
+    const before = backups().map(({ pid }) => pid);
+    expect((await secondary.command("reload")).code).toBe(0);
+    await secondary.waitForLog(/Reloading the settings/, 5000, mark);
+    expect(before.length).toBeGreaterThan(0);
+    expect(backups().map(({ pid }) => pid)).toEqual(before);
+
+    expect(await cluster.healthy(30_000)).toBe(primary);
+    expect(secondary.process).toMatchObject({ pid: keeper, running: true });
+    expect(secondary.log(mark).match(/Copying the primary with pg_basebackup/g)).toHaveLength(1);
+    expect(ballastBytes(secondary)).toBe(BALLAST_BYTES);
+    expectNoLitter(cluster, secondary);
+    rmSync(join(primary.pgdata, "ballast"));
     await nothingLost(cluster, writer);
   } catch (error) {
     console.error(await cluster.story());
