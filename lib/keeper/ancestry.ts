@@ -48,7 +48,7 @@ export async function askSource(target: Target): Promise<Source | undefined> {
     `select (select system_identifier::text from pg_control_system()) as sysid, me.timeline,
        (select timeline_id from pg_control_checkpoint()) as checkpoint,
        pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::text as lsn,
-       to_json(array(select slot_name::text from pg_replication_slots)) as slots,
+       to_json(array(select slot_name::text from pg_replication_slots where wal_status is distinct from 'lost')) as slots,
        convert_from(pg_read_binary_file('pg_wal/' || lpad(upper(to_hex(me.timeline)), 8, '0') || '.history',
          0, 1048576, true), 'UTF8') as history,
        pg_size_bytes(current_setting('wal_segment_size'))::text as segment

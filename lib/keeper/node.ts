@@ -39,6 +39,7 @@ import { logger } from "../sys/log.ts";
 import { waitUntil } from "../sys/retry.ts";
 import { type Db, openDb, parseUri, type Target } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
+import { lostSlots, slotSettings, slotWarnings } from "./slots.ts";
 import { saveState } from "./state_file.ts";
 
 export const log = logger("keeper");
@@ -81,6 +82,8 @@ export type Node = {
   db: Db | undefined;
   /** Where `db` connects to. */
   target: Target | undefined;
+  /** The slots that the log has warned of, for as long as the reason lasts. */
+  slotsWarnedOf: ReadonlySet<string>;
   /** This keeper is stopping the server just now: its end is no crash. */
   stopping: boolean;
   /** How it was stopped for a switchover; forgotten with the next start. */
@@ -184,7 +187,7 @@ export function writeSettings(
   const { config } = node;
   const members = [...set.members];
   if (members.join() !== node.state.syncMembers.join()) save(node, { syncMembers: members });
-  const changed = writeManagedSettings(config.pgdata, {
+  const settings = {
     port: String(config.pgport),
     listen_addresses: listenAddresses(config),
     hot_standby: "on",
@@ -199,7 +202,8 @@ export function writeSettings(
     recovery_target_timeline: "latest",
     synchronous_standby_names: synchronousStandbyNames(set),
     default_transaction_read_only: readOnly ? "on" : "off",
-  });
+  };
+  const changed = writeManagedSettings(config.pgdata, settings, slotSettings(config.pgdata));
   node.written = set;
   return changed;
 }
@@ -443,12 +447,19 @@ export async function maintainSlots(node: Node): Promise<void> {
   const seen = node.observation;
   if (seen === undefined) return;
   const wanted = new Map(peers(node).map((peer) => [standbyName(peer.nodeId), peer]));
+  const warnings = slotWarnings(seen);
+  for (const [name, sentence] of warnings) if (!node.slotsWarnedOf.has(name)) log.warn(sentence);
+  node.slotsWarnedOf = new Set(warnings.keys());
+  for (const name of lostSlots(seen)) {
+    log.warn(`Replication slot "${name}" is lost: its standby has to be copied anew`);
+    await dropSlot(localDb(node), name);
+  }
   for (const slot of seen.slots) {
-    if (isOurs(slot.name) && !wanted.has(slot.name) && !slot.active)
+    if (isOurs(slot.name) && !wanted.has(slot.name) && !slot.active && slot.walStatus !== "lost")
       await dropSlot(localDb(node), slot.name);
   }
   for (const [name, peer] of wanted) {
-    const slot = seen.slots.find((candidate) => candidate.name === name);
+    const slot = seen.slots.find((one) => one.name === name && one.walStatus !== "lost");
     if (slot === undefined) {
       await createSlot(localDb(node), name);
     } else if (seen.inRecovery && !slot.active) {

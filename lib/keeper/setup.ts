@@ -58,6 +58,7 @@ function makeNode(config: KeeperConfig, binaries: Binaries, state: KeeperState):
     observation: undefined,
     db: undefined,
     target: undefined,
+    slotsWarnedOf: new Set(),
     stopping: false,
     shutdown: undefined,
     suspect: () => undefined,

@@ -46,7 +46,11 @@ export type Observation = {
     readonly name: string;
     readonly active: boolean;
     readonly restartLsn: bigint | undefined;
+    /** as pg_replication_slots has it: "lost" when the WAL that it reserved is gone */
+    readonly walStatus: string;
   }[];
+  /** bytes that a slot may hold back at most; undefined: any amount */
+  readonly slotKeepBytes: bigint | undefined;
   readonly systemIdentifier: string;
 };
 
@@ -120,8 +124,10 @@ const OBSERVE = `
         ORDER BY application_name, pid), '[]')::text FROM pg_stat_replication) AS standbys,
     (SELECT coalesce(json_agg(json_build_object(
         'name', slot_name, 'active', active,
-        'restartLsn', pg_wal_lsn_diff(restart_lsn, '0/0')::text) ORDER BY slot_name), '[]')::text
+        'restartLsn', pg_wal_lsn_diff(restart_lsn, '0/0')::text,
+        'walStatus', coalesce(wal_status, '')) ORDER BY slot_name), '[]')::text
       FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary) AS slots,
+    pg_size_bytes(current_setting('max_slot_wal_keep_size'))::text AS slot_keep,
     control.system_identifier::text AS system_identifier
   FROM (SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) AS me
     CROSS JOIN pg_control_system() AS control
@@ -139,6 +145,7 @@ type ObserveRow = {
   read_only_default: string;
   standbys: string;
   slots: string;
+  slot_keep: string;
   system_identifier: string;
 };
 type StandbyJson = {
@@ -148,7 +155,7 @@ type StandbyJson = {
   flushLsn: string | null;
   replyTime: string | null;
 };
-type SlotJson = { name: string; active: boolean; restartLsn: string | null };
+type SlotJson = { name: string; active: boolean; restartLsn: string | null; walStatus: string };
 
 const bytes = (text: string | null): bigint | undefined =>
   text === null ? undefined : BigInt(text);
@@ -174,11 +181,11 @@ export async function observe(db: Db): Promise<Observation> {
       flushLsn: bytes(standby.flushLsn),
       replyTime: standby.replyTime ?? undefined,
     })),
-    slots: (JSON.parse(row.slots) as SlotJson[]).map(({ name, active, restartLsn }) => ({
-      name,
-      active,
+    slots: (JSON.parse(row.slots) as SlotJson[]).map(({ restartLsn, ...slot }) => ({
+      ...slot,
       restartLsn: bytes(restartLsn),
     })),
+    slotKeepBytes: row.slot_keep.startsWith("-") ? undefined : BigInt(row.slot_keep),
     systemIdentifier: row.system_identifier,
   };
 }

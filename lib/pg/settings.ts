@@ -147,13 +147,16 @@ function writeOwnFile(path: string, text: string): boolean {
  * Writes the settings that a node of ours must have; they win over all others on this server. They
  * are in force after a reload or, for some, a restart.
  *
+ * @param defaults more of them, which an operator may override by ALTER SYSTEM
  * @returns whether any file changed
  */
 export function writeManagedSettings(
   pgdata: string,
   settings: Readonly<Record<string, string>>,
+  defaults: Readonly<Record<string, string>> = {},
 ): boolean {
-  const own = writeOwnFile(join(pgdata, NODE_FILE), renderSettings(settings));
+  const text = renderSettings({ ...settings, ...defaults });
+  const own = writeOwnFile(join(pgdata, NODE_FILE), text);
   const included = ensureIncludes(pgdata);
   const overridden = dropAlterSystem(pgdata, Object.keys(settings));
   return own || included || overridden;

@@ -18,6 +18,7 @@ const seen: Observation = {
   readOnlyDefault: false,
   standbys: [],
   slots: [],
+  slotKeepBytes: undefined,
   systemIdentifier: "1",
 };
 

@@ -30,6 +30,7 @@ const seen: Observation = {
   readOnlyDefault: false,
   standbys: [standby],
   slots: [],
+  slotKeepBytes: undefined,
   systemIdentifier: "1",
 };
 const set = { version: 4, primaryId: 1, members: [2], number: 1 };
