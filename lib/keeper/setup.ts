@@ -15,13 +15,14 @@ import { openMonitor } from "../monitor/client.ts";
 import { type Binaries, findBinaries } from "../pg/binaries.ts";
 import { controlData, dataVersion } from "../pg/commands.ts";
 import { observe } from "../pg/local.ts";
+import { nameProblem } from "../pg/names.ts";
 import { isPortBusy, livePostmaster, stopServer } from "../pg/server.ts";
 import { hasStandbySignal } from "../pg/settings.ts";
 import type { KeeperConfig, KeeperState } from "../shapes.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { acquireLock, isLock, type Lock, lockHolder } from "../sys/lock.ts";
 import { waitUntil } from "../sys/retry.ts";
-import { openDb } from "../sys/sql.ts";
+import { openDb, parseUri } from "../sys/sql.ts";
 import { type LoopOptions, runLoop } from "./loop.ts";
 import { CLEAN_STOP, copyPaths, localTargetOf, log, type Node, removeTree, save } from "./node.ts";
 import { loadState, newState, saveState } from "./state_file.ts";
@@ -29,6 +30,7 @@ import { loadState, newState, saveState } from "./state_file.ts";
 const GOAL_TIMEOUT_MS = 15_000;
 const JOIN_TIMEOUT_MS = 60_000;
 const END_TIMEOUT_MS = 90_000;
+const LOOKUP_TIMEOUT_MS = 2000;
 
 /** @throws {AppError} conflict: another process holds it; state: its file can't be written */
 export function lockNode(paths: NodePaths): Lock {
@@ -218,6 +220,7 @@ export async function createNode(
       existed: true,
     };
   }
+  await warnOfNames(node);
   const state = await runLoop(node, {
     ...signals,
     until: arrived,
@@ -237,6 +240,19 @@ async function isRemoved(uri: string, paths: NodePaths): Promise<boolean> {
   if (state === undefined || lockHolder(paths.lock) !== undefined) return false;
   await using monitor = openMonitor(uri);
   return await monitor.wasRemoved(state.identity);
+}
+
+/** pg_hba.conf gets these names, and PostgreSQL doesn't say why it lets none of them in. */
+async function warnOfNames({ config, answer }: Node): Promise<void> {
+  const peers = answer?.nodes.map(({ host }) => host) ?? [];
+  const names = new Set([config.nodename, parseUri(config.monitor).host, ...peers]);
+  const problems = [...names].map((name) => nameProblem(name, { timeoutMs: LOOKUP_TIMEOUT_MS }));
+  for (const problem of await Promise.all(problems)) {
+    if (problem === undefined) continue;
+    log.warn(
+      `pg_hba.conf may not let other nodes in: ${problem}. Make DNS or /etc/hosts agree in both directions on every node, or register nodes by address (--nodename).`,
+    );
+  }
 }
 
 /** Better now than after a long copy. */
