@@ -1,5 +1,4 @@
 /** One data node as its transitions and its loop see it: durable state, server, settings. */
-import { rmSync } from "node:fs";
 import type { NodePaths } from "../config.ts";
 import { canTakeWrites } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
@@ -34,13 +33,14 @@ import {
   writeStandbySettings,
 } from "../pg/settings.ts";
 import type { Answer, KeeperConfig, KeeperState, Peer, Shutdown } from "../shapes.ts";
-import { AppError, invariant } from "../sys/errors.ts";
+import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { logger } from "../sys/log.ts";
 import { waitUntil } from "../sys/retry.ts";
 import { type Db, openDb, parseUri, type Target } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
 import { lostSlots, slotSettings, slotWarnings } from "./slots.ts";
 import { saveState } from "./state_file.ts";
+import { makeMissingLocations } from "./tablespaces.ts";
 
 export const log = logger("keeper");
 
@@ -254,6 +254,7 @@ export async function startNode(
   node.observation = undefined;
   node.shutdown = undefined;
   let asStandby = role === "standby";
+  const upstream = peers(node).find(({ nodeId }) => nodeId === node.state.following);
   if (node.state.promotedFrom !== null) {
     // the end of a promotion is in pg_control long before the checkpoint on its timeline
     const { reachedTimeline } = await controlData(binaries, config.pgdata);
@@ -261,12 +262,19 @@ export async function startNode(
   }
   if (asStandby) {
     // a promise to follow nobody holds although the files may still say otherwise
-    const upstream = peers(node).find(({ nodeId }) => nodeId === node.state.following);
     if (upstream || node.state.following === null || !hasStandbySignal(config.pgdata)) {
       writeFollowing(node, upstream);
     }
   }
   writeHba(node);
+  if (asStandby && upstream) {
+    // a standby ends where it replays a tablespace whose directory is missing; a primary that doesn't
+    // answer holds no start up: at the next one it's there
+    makeMissingLocations(upstreamTarget(upstream)).catch((error: unknown) => {
+      const isOurs = error instanceof AppError && error.kind === "permission";
+      log[isOurs ? "warn" : "debug"](errorText(error));
+    });
+  }
   node.server = await startServer({
     binaries,
     pgdata: config.pgdata,
@@ -485,11 +493,3 @@ export async function dropOwnSlots(node: Node): Promise<void> {
   for (const { name } of idle) await dropSlot(localDb(node), name);
   if (idle.length > 0) await look(node);
 }
-
-/** Where a base backup grows, and where what it replaces goes; names that no operator would choose. */
-export const copyPaths = (pgdata: string): readonly [copy: string, replaced: string] => [
-  `${pgdata}.basebackup`,
-  `${pgdata}.replaced`,
-];
-
-export const removeTree = (path: string): void => rmSync(path, { recursive: true, force: true });

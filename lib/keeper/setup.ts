@@ -24,8 +24,9 @@ import { acquireLock, isLock, type Lock, lockHolder } from "../sys/lock.ts";
 import { waitUntil } from "../sys/retry.ts";
 import { openDb, parseUri } from "../sys/sql.ts";
 import { type LoopOptions, runLoop } from "./loop.ts";
-import { CLEAN_STOP, copyPaths, localTargetOf, log, type Node, removeTree, save } from "./node.ts";
+import { CLEAN_STOP, localTargetOf, log, type Node, save } from "./node.ts";
 import { loadState, newState, saveState } from "./state_file.ts";
+import { destroyData } from "./tablespaces.ts";
 
 const GOAL_TIMEOUT_MS = 15_000;
 const JOIN_TIMEOUT_MS = 60_000;
@@ -443,5 +444,5 @@ export async function dropNode(
   }
   await stopServer(pgdata, CLEAN_STOP);
   forget(paths);
-  if (options.destroy) for (const path of [pgdata, ...copyPaths(pgdata)]) removeTree(path);
+  if (options.destroy) destroyData(pgdata);
 }

@@ -2,8 +2,7 @@
  * The actions that the keeper's table names: one short function each. Every one may run twice, may
  * be cut off at any point, and stops at its signal.
  */
-import { existsSync, readdirSync, renameSync } from "node:fs";
-import { dirname } from "node:path";
+import { existsSync, readdirSync } from "node:fs";
 import { type Action, PROMISED } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
 import { standbyName } from "../group/quorum.ts";
@@ -12,10 +11,11 @@ import { baseBackup, controlData, initdb, rewind } from "../pg/commands.ts";
 import { ensureRoles, promote, reloadTaken, replayedAll, requestReload } from "../pg/local.ts";
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
 import { clearStandbySettings, writeStandbySettings } from "../pg/settings.ts";
+import { removeTablespaces, type Tablespace } from "../pg/tablespaces.ts";
 import type { Peer } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
-import { syncDirectory } from "../sys/files.ts";
+import { removeTree } from "../sys/files.ts";
 import { waitUntil } from "../sys/retry.ts";
 import { openDb } from "../sys/sql.ts";
 import { ancestryOf, askSource, parentTimeline, promotionOf, type Source } from "./ancestry.ts";
@@ -23,7 +23,6 @@ import {
   adoptNode,
   advanceSync,
   CLEAN_STOP,
-  copyPaths,
   DRAIN_STOP,
   dropOwnSlots,
   enforceSync,
@@ -37,7 +36,6 @@ import {
   ownId,
   peers,
   reloadSettings,
-  removeTree,
   save,
   startNode,
   stopNode,
@@ -50,6 +48,7 @@ import {
   writeSettings,
 } from "./node.ts";
 import { progressLine } from "./progress.ts";
+import { copyPaths, prepareTablespaces, swapSteps } from "./tablespaces.ts";
 
 type Transit = (node: Node, signal: AbortSignal) => Promise<void>;
 
@@ -400,26 +399,16 @@ function requireSameSystem(node: Node, source: Source): void {
   });
 }
 
-/** Puts a complete copy in the place of the data directory; goes on where it was cut off. */
-function swapCopy(node: Node): void {
-  const { pgdata } = node.config;
-  const [copy, old] = copyPaths(pgdata);
-  if (existsSync(copy)) {
-    if (existsSync(pgdata)) {
-      removeTree(old);
-      renameSync(pgdata, old);
-    }
-    renameSync(copy, pgdata);
-    syncDirectory(dirname(pgdata));
-  }
-  removeTree(old);
-}
+/** The primary's tablespaces; nothing has been touched when they can't have their place here. */
+const placesFor = (node: Node, upstream: Peer): Promise<readonly Tablespace[]> =>
+  prepareTablespaces(node.config.pgdata, node.binaries.major, upstreamTarget(upstream));
 
 /** A base backup beside the data directory, which is replaced only by a complete one. */
 async function clone(
   node: Node,
   upstream: Peer,
   source: Source,
+  tablespaces: readonly Tablespace[],
   signal: AbortSignal,
 ): Promise<void> {
   const { config, binaries } = node;
@@ -427,6 +416,7 @@ async function clone(
   if (node.state.data !== "copied") {
     // what is there already is no use to a start, but stays until the copy is complete
     save(node, { data: "copying" });
+    removeTablespaces(copy);
     removeTree(copy);
     log.info(`Copying the primary with pg_basebackup from ${upstream.host}:${upstream.port}`);
     const progress = progressLine("pg_basebackup");
@@ -435,6 +425,7 @@ async function clone(
       target: copy,
       conninfo: upstreamConninfo(node, upstream),
       slot: standbyName(ownId(node)),
+      tablespaces,
       timeoutMs: BACKUP_STALL_MS,
       signal,
       onProgress: progress,
@@ -442,7 +433,7 @@ async function clone(
     save(node, { data: "copied" });
   }
   await stopNode(node, FENCE_STOP);
-  swapCopy(node);
+  for (const _ of swapSteps(config.pgdata));
   save(node, { data: "ready", systemIdentifier: source.systemIdentifier });
 }
 
@@ -494,6 +485,7 @@ const rewindOrClone: Transit = async (node, signal) => {
   const upstream = requireUpstream(node);
   const source = await sourceReady(node, upstream, signal);
   requireSameSystem(node, source);
+  const tablespaces = await placesFor(node, upstream);
   await stopNode(node, FENCE_STOP);
   if (node.state.data === "ready") {
     try {
@@ -504,7 +496,7 @@ const rewindOrClone: Transit = async (node, signal) => {
       save(node, { data: "copying" });
     }
   }
-  if (node.state.data !== "ready") await clone(node, upstream, source, signal);
+  if (node.state.data !== "ready") await clone(node, upstream, source, tablespaces, signal);
   await startAsStandby(node, upstream, signal);
 };
 
@@ -514,7 +506,7 @@ const initStandby: Transit = async (node, signal) => {
   if (node.state.data === "none" || node.state.data === "copying" || node.state.data === "copied") {
     const there = existsSync(node.config.pgdata) && readdirSync(node.config.pgdata).length > 0;
     invariant(!there || node.state.data !== "none", "create has seen an empty data directory");
-    await clone(node, upstream, source, signal);
+    await clone(node, upstream, source, await placesFor(node, upstream), signal);
     await startAsStandby(node, upstream, signal);
     return;
   }

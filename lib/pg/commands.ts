@@ -22,6 +22,7 @@ import { replayedAll } from "./local.ts";
 import { listProcesses, sendSignal } from "./processes.ts";
 import { livePostmaster, startServer, stopServer } from "./server.ts";
 import { ensureStandbySignal } from "./settings.ts";
+import { mappingArguments, removeCopies, type Tablespace } from "./tablespaces.ts";
 
 const SHORT_COMMAND_MS = 10_000;
 /** The longest a timer can be set for, about 24 days: where only a lack of progress ends a command. */
@@ -319,6 +320,7 @@ async function runWithProgress(
  * @param options.target empty or missing; what a failed copy leaves in it is removed
  * @param options.conninfo of the source, without a password: a passfile holds that
  * @param options.slot must exist on the source; keeps its WAL for the new standby
+ * @param options.tablespaces the source's; their copies grow beside what is in their locations
  * @param options.maxRate as pg_basebackup takes it, e.g. "100M" bytes a second
  * @param options.timeoutMs ms without progress
  * @throws {AppError} postgres: its reason; timeout; or the signal's reason
@@ -328,15 +330,17 @@ export async function baseBackup(options: {
   readonly target: string;
   readonly conninfo: string;
   readonly slot?: string | undefined;
+  readonly tablespaces?: readonly Tablespace[];
   readonly maxRate?: string | undefined;
   readonly timeoutMs: number;
   readonly signal: AbortSignal;
   readonly onProgress: Progress;
 }): Promise<void> {
-  const { binaries, target, slot, maxRate } = options;
+  const { binaries, target, slot, maxRate, tablespaces = [] } = options;
   refusePassword(options.conninfo);
   endLeftoverBackups(target);
   requireEmpty(target);
+  removeCopies(tablespaces);
   const existed = statSync(target, { throwIfNoEntry: false }) !== undefined;
   let complete = false;
   try {
@@ -347,6 +351,7 @@ export async function baseBackup(options: {
         ...["--checkpoint=fast", "--no-password", "--progress", "--verbose"],
         ...(slot === undefined ? [] : ["--slot", slot]),
         ...(maxRate === undefined ? [] : ["--max-rate", maxRate]),
+        ...mappingArguments(tablespaces),
       ],
       options,
     );
@@ -357,6 +362,7 @@ export async function baseBackup(options: {
   } finally {
     if (!complete) {
       endLeftoverBackups(target);
+      removeCopies(tablespaces);
       for (const name of entries(target) ?? []) {
         rmSync(join(target, name), { recursive: true, force: true });
       }

@@ -5,6 +5,7 @@ import {
   fchmodSync,
   fsyncSync,
   openSync,
+  readdirSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -87,6 +88,18 @@ export function syncDirectory(path: string): void {
     closeSync(fd);
   }
 }
+
+/** The names in a directory; none where it isn't there, or can't be read. */
+export function namesIn(path: string): string[] {
+  try {
+    return readdirSync(path);
+  } catch {
+    return [];
+  }
+}
+
+/** Removes whatever is there, if anything is. */
+export const removeTree = (path: string): void => rmSync(path, { recursive: true, force: true });
 
 /** The file's text, or undefined when there is none; other errors (EACCES, EISDIR, …) are thrown. */
 export function readIfExists(path: string): string | undefined {
