@@ -14,6 +14,7 @@ import type { NodeState } from "../fsm.ts";
 import { openMonitor } from "../monitor/client.ts";
 import { type Binaries, findBinaries } from "../pg/binaries.ts";
 import { controlData, dataVersion } from "../pg/commands.ts";
+import { leaveStartToKeeper } from "../pg/config_files.ts";
 import { observe } from "../pg/local.ts";
 import { nameProblem } from "../pg/names.ts";
 import { isPortBusy, livePostmaster, stopServer } from "../pg/server.ts";
@@ -222,6 +223,9 @@ export async function createNode(
     };
   }
   await warnOfNames(node);
+  if (leaveStartToKeeper(config.pgdata)) {
+    log.info("Debian's start.conf of this cluster says manual now (systemctl daemon-reload)");
+  }
   const state = await runLoop(node, {
     ...signals,
     until: arrived,

@@ -7,7 +7,7 @@ import { type Action, PROMISED } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
 import { standbyName } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
-import { baseBackup, controlData, initdb, rewind } from "../pg/commands.ts";
+import { baseBackup, controlData, ensureConfig, initdb, rewind } from "../pg/commands.ts";
 import { ensureRoles, promote, reloadTaken, replayedAll, requestReload } from "../pg/local.ts";
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
 import { clearStandbySettings, writeStandbySettings } from "../pg/settings.ts";
@@ -430,6 +430,7 @@ async function clone(
       signal,
       onProgress: progress,
     });
+    await ensureConfig(binaries, config.pgdata, { directory: copy });
     save(node, { data: "copied" });
   }
   await stopNode(node, FENCE_STOP);
@@ -475,6 +476,7 @@ async function rewindFrom(
 async function startAsStandby(node: Node, upstream: Peer, signal: AbortSignal): Promise<void> {
   node.written = undefined;
   save(node, { promotedFrom: null });
+  await ensureConfig(node.binaries, node.config.pgdata);
   writeSettings(node, { set: nobody(node), readOnly: true });
   writeFollowing(node, upstream);
   await startNode(node, "standby", signal);

@@ -1,8 +1,6 @@
 /** PostgreSQL's programs as functions: initdb, pg_basebackup, pg_rewind, pg_controldata. */
 import {
-  accessSync,
-  appendFileSync,
-  constants,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -15,14 +13,25 @@ import { dirname, join, resolve } from "node:path";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { run } from "../sys/exec.ts";
 import { readIfExists, syncDirectory } from "../sys/files.ts";
+import { logger } from "../sys/log.ts";
 import { openDb } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
 import type { Binaries } from "./binaries.ts";
+import {
+  type ConfigTexts,
+  completeConfig,
+  configArguments,
+  configFile,
+  configTexts,
+  settleSocketDirectory,
+} from "./config_files.ts";
 import { replayedAll } from "./local.ts";
 import { listProcesses, sendSignal } from "./processes.ts";
 import { livePostmaster, startServer, stopServer } from "./server.ts";
 import { ensureStandbySignal } from "./settings.ts";
 import { mappingArguments, removeCopies, type Tablespace } from "./tablespaces.ts";
+
+const log = logger("postgres");
 
 const SHORT_COMMAND_MS = 10_000;
 /** The longest a timer can be set for, about 24 days: where only a lack of progress ends a command. */
@@ -48,6 +57,8 @@ export type ControlData = {
   readonly checksums: boolean;
   readonly walLogHints: boolean;
   readonly catalogVersion: number;
+  /** settings of the primary that wrote the WAL, by name: a standby must have no less of each */
+  readonly required: Readonly<Record<string, string>>;
 };
 
 /** PostgreSQL's own message in what a command printed, or its last line. */
@@ -165,18 +176,15 @@ export async function initdb(options: {
   }
 }
 
-/** A package's default directory for sockets may be closed to this user: Debian's is postgres's alone. */
-function settleSocketDirectory(pgdata: string): void {
-  const file = join(pgdata, "postgresql.conf");
-  // initdb writes the built-in default into a comment.
-  const standard = /^#?unix_socket_directories = '([^',]+)/m.exec(readIfExists(file) ?? "")?.[1];
-  if (standard === undefined) return;
-  try {
-    accessSync(standard, constants.W_OK | constants.X_OK);
-  } catch {
-    appendFileSync(file, "unix_socket_directories = '/tmp'\n");
-  }
-}
+/** Names of settings in postgresql.conf, by those that pg_controldata has for them. */
+const REQUIRED: Readonly<Record<string, string>> = {
+  max_connections: "max_connections",
+  max_worker_processes: "max_worker_processes",
+  max_wal_senders: "max_wal_senders",
+  max_prepared_xacts: "max_prepared_transactions",
+  max_locks_per_xact: "max_locks_per_transaction",
+  track_commit_timestamp: "track_commit_timestamp",
+};
 
 /** What pg_controldata prints in English. @returns undefined when a line is missing */
 export function parseControlData(text: string): ControlData | undefined {
@@ -210,6 +218,12 @@ export function parseControlData(text: string): ControlData | undefined {
     checksums: Number(fields.get("Data page checksum version")) > 0,
     walLogHints: fields.get("wal_log_hints setting") === "on",
     catalogVersion: Number(fields.get("Catalog version number")),
+    required: Object.fromEntries(
+      Object.entries(REQUIRED).flatMap(([theirs, name]) => {
+        const value = fields.get(`${theirs} setting`);
+        return value === undefined ? [] : [[name, value]];
+      }),
+    ),
   };
 }
 
@@ -229,6 +243,24 @@ export async function controlData(binaries: Binaries, pgdata: string): Promise<C
     throw commandError("pg_controldata", code, stderr || stdout.slice(0, 500));
   }
   return parsed;
+}
+
+/**
+ * What a setting is in a stopped server's configuration.
+ *
+ * @throws {AppError} postgres: the configuration has an error, and which
+ */
+export async function configured(
+  binaries: Binaries,
+  pgdata: string,
+  name: string,
+): Promise<string> {
+  const { code, stdout, stderr } = await run(
+    [join(binaries.bindir, "postgres"), "-D", pgdata, ...configArguments(pgdata), "-C", name],
+    { timeoutMs: SHORT_COMMAND_MS },
+  );
+  if (code !== 0) throw commandError("reading the server's configuration", code, stderr);
+  return stdout.trim();
 }
 
 /** A line of pg_basebackup's or pg_rewind's --progress: `  12345/67890 kB (18%), 0/1 tablespace`. */
@@ -439,8 +471,9 @@ async function settle(options: {
  * source's. One that crashed is brought to a clean end first.
  *
  * It leaves `standby.signal`, whatever happens, so that the directory can't open as a second primary.
- * Configuration files are the source's afterwards: the caller writes this node's own again. Where it
- * fails half-way the directory is good for nothing but a new base backup.
+ * Configuration files are the source's afterwards, where it has them in its data directory: the caller
+ * writes this node's own again. Where it fails half-way the directory is good for nothing but a new
+ * base backup.
  *
  * @param options.source connection string with a database's name, without a password
  * @param options.timeoutMs ms without any output
@@ -463,6 +496,7 @@ export async function rewind(options: {
     });
   }
   ensureStandbySignal(pgdata);
+  const before = configTexts(pgdata);
   try {
     const { state } = await controlData(binaries, pgdata);
     if (!CLEAN_STATES.includes(state)) {
@@ -480,8 +514,42 @@ export async function rewind(options: {
       throw commandError("pg_rewind", code, stderr);
     }
   } finally {
-    // The source has no such file, so pg_rewind takes it away here too.
+    // What the source doesn't have pg_rewind takes away here too.
     ensureStandbySignal(pgdata);
+    await ensureConfig(binaries, pgdata, { before });
+  }
+}
+
+/** The file that initdb makes a new postgresql.conf of; "" where it can't be found. */
+async function sampleConfig({ bindir }: Binaries): Promise<string> {
+  const { stdout } = await run([join(bindir, "pg_config"), "--sharedir"], {
+    timeoutMs: SHORT_COMMAND_MS,
+  });
+  return readIfExists(join(stdout.trim(), "postgresql.conf.sample")) ?? "";
+}
+
+/**
+ * Gives a data directory the configuration files that it lacks, as after a copy from a server that
+ * keeps its own elsewhere (Debian's packages do).
+ *
+ * @param options.directory where the data is now, when it's not in its place yet
+ * @param options.before this node's own files, from before the copy
+ */
+export async function ensureConfig(
+  binaries: Binaries,
+  pgdata: string,
+  options: { readonly directory?: string; readonly before?: ConfigTexts } = {},
+): Promise<void> {
+  const { directory = pgdata, before = configTexts(pgdata) } = options;
+  if (configFile(pgdata) !== join(pgdata, "postgresql.conf")) return;
+  if (existsSync(join(directory, "postgresql.conf"))) return;
+  const sample = await sampleConfig(binaries).catch(() => "");
+  const { required } = await controlData(binaries, directory);
+  if (completeConfig(directory, { before, sample, required })) {
+    log.warn(
+      "The copied server keeps its configuration outside of its data directory: this node has PostgreSQL's defaults now. Bring over what you need, clients' lines of pg_hba.conf above all.",
+      { pgdata },
+    );
   }
 }
 

@@ -1,5 +1,5 @@
 /** Our block of pg_hba.conf, between markers at its top: the first line that matches decides. */
-import { join } from "node:path";
+import { hbaFile } from "./config_files.ts";
 import { rewriteConfigFile } from "./settings.ts";
 
 const BEGIN = "# pg_auto_failover: begin. Edits are lost down to the line that says end.";
@@ -50,5 +50,5 @@ export function withHbaBlock(text: string, lines: readonly string[]): string {
  * @returns whether the file changed
  */
 export function writeHbaBlock(pgdata: string, lines: readonly string[]): boolean {
-  return rewriteConfigFile(join(pgdata, "pg_hba.conf"), (text) => withHbaBlock(text, lines));
+  return rewriteConfigFile(hbaFile(pgdata), (text) => withHbaBlock(text, lines));
 }

@@ -7,6 +7,7 @@ import { AppError } from "../sys/errors.ts";
 import { readIfExists } from "../sys/files.ts";
 import { logger } from "../sys/log.ts";
 import type { Binaries } from "./binaries.ts";
+import { configArguments } from "./config_files.ts";
 import type { Process } from "./processes.ts";
 import {
   isAlive,
@@ -260,7 +261,10 @@ function spawnServer({ binaries, pgdata, port, settings }: StartOptions, logFd: 
   );
   const overrides = Object.entries(settings ?? {}).flatMap((pair) => ["-c", pair.join("=")]);
   const child = Bun.spawn(
-    [join(binaries.bindir, "postgres"), "-D", resolve(pgdata), "-p", String(port), ...overrides],
+    [
+      ...[join(binaries.bindir, "postgres"), "-D", resolve(pgdata)],
+      ...[...configArguments(pgdata), "-p", String(port), ...overrides],
+    ],
     // A session of its own and files for output: neither a terminal's signals nor our end reach it.
     { stdio: ["ignore", logFd, logFd], env, cwd: "/", detached: true },
   );

@@ -3,9 +3,10 @@
  * node, and those that make it a standby.
  */
 import { chownSync, existsSync, realpathSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { readIfExists, removeDurably, writeDurably } from "../sys/files.ts";
 import { logger } from "../sys/log.ts";
+import { configFile } from "./config_files.ts";
 
 const log = logger("postgres");
 
@@ -15,7 +16,7 @@ const STANDBY_SIGNAL = "standby.signal";
 const OWN_HEADER = "# Written by pg_auto_failover: edits are lost at its next change.\n";
 const INCLUDE_COMMENT = "# pg_auto_failover's settings: they stay last, so that they win.";
 const OUR_INCLUDE =
-  /^[ \t]*include(_if_exists)?[ \t]*=?[ \t]*'postgresql-auto-failover(-standby)?\.conf'/i;
+  /^[ \t]*include(_if_exists)?[ \t]*=?[ \t]*'([^']*\/)?postgresql-auto-failover(-standby)?\.conf'/i;
 
 /**
  * A value as it stands in postgresql.conf.
@@ -66,15 +67,19 @@ export function renderSettings(settings: Readonly<Record<string, string>>): stri
 /**
  * postgresql.conf with our two includes once, as its last lines; everything else as it was. Last,
  * since the last value of a setting wins, and a lost `wal_log_hints` costs a rewind years later.
+ *
+ * @param directory where our files are; left out, beside postgresql.conf
  */
-export function withIncludes(text: string): string {
+export function withIncludes(text: string, directory = ""): string {
   const kept = text
     .split("\n")
     .filter((line) => !OUR_INCLUDE.test(line) && line.trimEnd() !== INCLUDE_COMMENT);
   while (kept.at(-1) === "") {
     kept.pop();
   }
-  const ours = [NODE_FILE, STANDBY_FILE].map((file) => `include_if_exists '${file}'`);
+  const ours = [NODE_FILE, STANDBY_FILE].map(
+    (file) => `include_if_exists ${quoteSetting(join(directory, file))}`,
+  );
   const gap = kept.length === 0 ? [] : [""];
   return [...kept, ...gap, INCLUDE_COMMENT, ...ours, ""].join("\n");
 }
@@ -120,7 +125,9 @@ export function rewriteConfigFile(path: string, change: (text: string) => string
 }
 
 function ensureIncludes(pgdata: string): boolean {
-  return rewriteConfigFile(join(pgdata, "postgresql.conf"), withIncludes);
+  const file = configFile(pgdata);
+  const directory = file === join(pgdata, "postgresql.conf") ? "" : resolve(pgdata);
+  return rewriteConfigFile(file, (text) => withIncludes(text, directory));
 }
 
 function dropAlterSystem(pgdata: string, names: readonly string[]): boolean {

@@ -12,6 +12,8 @@ Time of latest checkpoint:            Sun Nov 22 21:54:00 2026
 Minimum recovery ending location:     16/B374D8C0
 Min recovery ending loc's timeline:   3
 wal_log_hints setting:                on
+max_connections setting:              300
+max_prepared_xacts setting:           20
 Data page checksum version:           1
 `;
 
@@ -26,6 +28,7 @@ test("parseControlData reads what pg_controldata prints", () => {
     checksums: true,
     walLogHints: true,
     catalogVersion: 202209061,
+    required: { max_connections: "300", max_prepared_transactions: "20" },
   });
 });
 
