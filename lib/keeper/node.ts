@@ -214,6 +214,8 @@ export function writeHba(node: Node): boolean {
   const monitorHost = parseUri(config.monitor).host;
   const remote = peers(node).filter(({ host }) => !isLoopback(host));
   const lines = [
+    // the keeper itself, whatever an existing cluster asks of others
+    `local all ${currentUser()} peer`,
     ...localHbaLines("all", "all", config.auth),
     ...localHbaLines("replication", REPLICATOR, config.auth),
     ...hbaAddresses(monitorHost).map(

@@ -1,5 +1,5 @@
 /** The life of a node around its loop: created, run, asked, stopped and dropped. */
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync } from "node:fs";
 import {
   type KeeperServices,
   loadKeeperConfig,
@@ -13,19 +13,18 @@ import {
 import type { NodeState } from "../fsm.ts";
 import { openMonitor } from "../monitor/client.ts";
 import { type Binaries, findBinaries } from "../pg/binaries.ts";
-import { controlData, dataVersion } from "../pg/commands.ts";
+import { dataVersion } from "../pg/commands.ts";
 import { leaveStartToKeeper } from "../pg/config_files.ts";
-import { observe } from "../pg/local.ts";
 import { nameProblem } from "../pg/names.ts";
 import { isPortBusy, livePostmaster, stopServer } from "../pg/server.ts";
-import { hasStandbySignal } from "../pg/settings.ts";
 import type { KeeperConfig, KeeperState } from "../shapes.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { acquireLock, isLock, type Lock, lockHolder } from "../sys/lock.ts";
 import { waitUntil } from "../sys/retry.ts";
-import { openDb, parseUri } from "../sys/sql.ts";
+import { parseUri } from "../sys/sql.ts";
+import { type Found, inspect } from "./existing.ts";
 import { type LoopOptions, runLoop } from "./loop.ts";
-import { CLEAN_STOP, localTargetOf, log, type Node, save } from "./node.ts";
+import { CLEAN_STOP, log, type Node, save } from "./node.ts";
 import { loadState, newState, saveState } from "./state_file.ts";
 import { destroyData } from "./tablespaces.ts";
 
@@ -67,65 +66,6 @@ function makeNode(config: KeeperConfig, binaries: Binaries, state: KeeperState):
     shutdown: undefined,
     suspect: () => undefined,
   };
-}
-
-type Found = { readonly data: KeeperState["data"]; readonly systemIdentifier: string | null };
-
-/** What the operator's PGDATA holds, before anything is touched. */
-async function inspect(config: KeeperConfig, binaries: Binaries): Promise<Found> {
-  const { pgdata } = config;
-  const version = dataVersion(pgdata);
-  if (version === undefined) {
-    if (existsSync(pgdata) && readdirSync(pgdata).length > 0) {
-      throw new AppError(
-        "conflict",
-        "the data directory is not empty, and holds no PostgreSQL cluster",
-        {
-          detail: { pgdata },
-          hint: "Give an empty or missing directory, or one with a complete cluster.",
-        },
-      );
-    }
-    return { data: "none", systemIdentifier: null };
-  }
-  if (version !== binaries.major) {
-    throw new AppError("conflict", "the data directory is of another major version", {
-      detail: { pgdata, data: version, binaries: binaries.major },
-      hint: "Name the right binaries with --pgctl.",
-    });
-  }
-  const { systemIdentifier, checksums, walLogHints } = await controlData(binaries, pgdata);
-  const postmaster = livePostmaster(pgdata);
-  if (postmaster) {
-    if (postmaster.port !== config.pgport) {
-      throw new AppError("usage", "the running server has another port", {
-        detail: { pgport: config.pgport, server: postmaster.port },
-        hint: `Give --pgport ${postmaster.port}.`,
-      });
-    }
-    if (!checksums && !walLogHints) {
-      throw new AppError(
-        "state",
-        "the running server has neither data checksums nor wal_log_hints, which pg_rewind needs",
-        {
-          detail: { pgdata },
-          hint: "Stop the server, or set wal_log_hints = on and restart it, then run create again.",
-        },
-      );
-    }
-    await using db = openDb(localTargetOf(postmaster));
-    const { inRecovery } = await observe(db);
-    if (inRecovery) refuseStandby(pgdata);
-  } else if (hasStandbySignal(pgdata))
-    log.info("The data directory was a standby; it's taken as a copy of the group's primary");
-  return { data: "ready", systemIdentifier };
-}
-
-function refuseStandby(pgdata: string): never {
-  throw new AppError("conflict", "the running server is a standby of another one", {
-    detail: { pgdata },
-    hint: "Stop it; create then takes its data as a copy of the group's primary, or promote it for a new group.",
-  });
 }
 
 export type Created = {
@@ -198,7 +138,7 @@ export async function createNode(
   if (existed && known && arrived(known.state) && lockHolder(paths.lock) !== undefined) {
     return { state: known.state, name: known.name, nodeId: known.nodeId, existed };
   }
-  const found = known ?? (await inspect(config, binaries));
+  const found: Found = known ?? (await inspect(config, binaries));
   await requireFreePort(config);
   const made = !existsSync(paths.directory);
   makeNodeDirectory(paths);
@@ -230,11 +170,21 @@ export async function createNode(
     ...signals,
     until: arrived,
     failFast: { goalTimeoutMs: GOAL_TIMEOUT_MS, joinTimeoutMs: JOIN_TIMEOUT_MS },
+  }).catch(async (error: unknown) => {
+    const isUntouched = !existed && node.state.data === found.data;
+    if (error instanceof AppError && error.kind === "conflict" && isUntouched) await withdraw(node);
+    throw error;
   });
   if (!arrived(state))
     throw new AppError("state", "create was interrupted; run it again to continue", {
       detail: { state },
     });
+  if (found.formerSlot !== undefined) {
+    log.warn(
+      "This standby has a slot of its own now: on its primary, drop the one that it used, or its WAL is kept for nobody",
+      { slot: found.formerSlot },
+    );
+  }
   return { state, name: node.state.name, nodeId: node.state.nodeId, existed };
 }
 
@@ -257,6 +207,18 @@ async function warnOfNames({ config, answer }: Node): Promise<void> {
     log.warn(
       `pg_hba.conf may not let other nodes in: ${problem}. Make DNS or /etc/hosts agree in both directions on every node, or register nodes by address (--nodename).`,
     );
+  }
+}
+
+/** A node that can't be what its data is: it's as if it had not been registered. */
+async function withdraw({ config, paths, state }: Node): Promise<void> {
+  if (state.nodeId === undefined) return;
+  try {
+    await using monitor = openMonitor(config.monitor);
+    await monitor.removeNode(state.nodeId, true);
+    removeNodeDirectory(paths);
+  } catch (error) {
+    log.warn(`The node stays registered: ${errorText(error)}`);
   }
 }
 

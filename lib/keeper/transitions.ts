@@ -10,7 +10,7 @@ import type { SyncSet } from "../group/view.ts";
 import { baseBackup, controlData, ensureConfig, initdb, rewind } from "../pg/commands.ts";
 import { ensureRoles, promote, reloadTaken, replayedAll, requestReload } from "../pg/local.ts";
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
-import { clearStandbySettings, writeStandbySettings } from "../pg/settings.ts";
+import { clearStandbySettings, hasStandbySignal, writeStandbySettings } from "../pg/settings.ts";
 import { removeTablespaces, type Tablespace } from "../pg/tablespaces.ts";
 import type { Peer } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
@@ -78,6 +78,12 @@ function assigned(node: Node): SyncSet {
 
 const initPrimary: Transit = async (node, signal) => {
   const { config, binaries } = node;
+  if (hasStandbySignal(config.pgdata) || existsSync(`${config.pgdata}/recovery.signal`)) {
+    throw new AppError("conflict", "the first node of a group can't be a standby", {
+      detail: { pgdata: config.pgdata },
+      hint: "Create its primary's node first, and this one joins with the data that it has; or promote it.",
+    });
+  }
   if (node.state.data === "none" && !existsSync(`${config.pgdata}/PG_VERSION`)) {
     log.info(`Initialising a PostgreSQL cluster at "${config.pgdata}"`);
     await initdb({ binaries, pgdata: config.pgdata, timeoutMs: INITDB_TIMEOUT_MS, signal });
@@ -88,13 +94,6 @@ const initPrimary: Transit = async (node, signal) => {
   writeHba(node);
   if (adoptNode(node)) await reloadSettings(node);
   else await startNode(node, "primary", signal);
-  const { inRecovery } = await look(node);
-  if (inRecovery) {
-    throw new AppError("conflict", "the data directory is a standby of another server", {
-      detail: { pgdata: config.pgdata },
-      hint: "Promote that server first, or give an empty directory.",
-    });
-  }
   await ensureRoles(localDb(node));
   const dbname = node.answer?.dbname ?? "postgres";
   const found = await localDb(node).query("select from pg_database where datname = $1", [dbname]);
@@ -512,16 +511,22 @@ const initStandby: Transit = async (node, signal) => {
     await startAsStandby(node, upstream, signal);
     return;
   }
-  await requireCopy(node, source);
-  await rewindOrClone(node, signal);
+  if (!(await isFreshCopy(node, source))) return rewindOrClone(node, signal);
+  await placesFor(node, upstream);
+  await stopNode(node, FENCE_STOP);
+  await startAsStandby(node, upstream, signal);
 };
 
-/** A copy of a cluster that has been a primary of its own on this timeline may differ unnoticed. */
-async function requireCopy(node: Node, source: Source): Promise<void> {
+/**
+ * A copy of a cluster that has been a primary of its own on this timeline may differ unnoticed.
+ *
+ * @returns whether it's a base backup that has not been started yet, whose pg_control is its source's
+ */
+async function isFreshCopy(node: Node, source: Source): Promise<boolean> {
   const { pgdata } = node.config;
   const { state, reachedTimeline } = await controlData(node.binaries, pgdata);
-  const isBackup = existsSync(`${pgdata}/backup_label`);
-  if (state.includes("recovery") || isBackup || reachedTimeline !== source.timeline) return;
+  if (state.includes("recovery") || reachedTimeline !== source.timeline) return false;
+  if (existsSync(`${pgdata}/backup_label`)) return true;
   throw new AppError(
     "conflict",
     "the data directory was a primary's, and may differ from the group's",

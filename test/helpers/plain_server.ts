@@ -14,10 +14,14 @@ export type PlainServer = AsyncDisposable & {
 };
 
 /** Makes a stopped cluster in `pgdata`, with trust for everybody on loopback. */
-export async function makeCluster(owner: Owner, pgdata: string): Promise<void> {
+export async function makeCluster(
+  owner: Owner,
+  pgdata: string,
+  more: readonly string[] = [],
+): Promise<void> {
   const { bindir } = await findBinaries({});
   const flags = ["--pgdata", pgdata, "--auth", "trust", "--no-sync", "--locale", "C"];
-  await runAs(owner, [join(bindir, "initdb"), ...flags]);
+  await runAs(owner, [join(bindir, "initdb"), ...flags, ...more]);
 }
 
 /** Makes a cluster and starts it; disposing stops it. */
