@@ -1,22 +1,27 @@
 /** Settings of a role: flags and environment → one frozen value, kept in a file beside its state. */
-import { mkdirSync, readdirSync, realpathSync, rmSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, statSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import * as v from "valibot";
 import {
+  AUTH_METHODS,
+  type Auth,
   type KeeperConfig,
   type MonitorConfig,
   Port,
   parseKeeperConfig,
   parseMonitorConfig,
   ShapeError,
+  type TlsConfig,
 } from "./shapes.ts";
 import { AppError, errorText, scrub } from "./sys/errors.ts";
 import { readIfExists, writeDurably } from "./sys/files.ts";
 import type { HttpAddress } from "./sys/http.ts";
-import { parseUri } from "./sys/sql.ts";
+import { parseUri, SSL_MODES } from "./sys/sql.ts";
 import { becomeOwnerOf, homeDirectory } from "./sys/user.ts";
 
 export const DEFAULT_PORT = 5432;
+/** What relative paths of flags belong to: who changes users leaves the directory too. */
+const STARTED_IN = process.cwd();
 
 /** The absolute PGDATA, links resolved as far as it exists, so that one directory has one name. */
 export function resolvePgdata(flag: string | undefined): string {
@@ -139,6 +144,10 @@ export function parseFile<T>(path: string, text: string, parse: (value: unknown)
     });
   }
 }
+
+/** A setting's value for an error. */
+export const settingText = (value: unknown): string =>
+  typeof value === "object" ? JSON.stringify(value) : String(value);
 
 export const loadKeeperConfig = (pgdata: string): KeeperConfig =>
   load(nodePaths(pgdata).keeperConfig, parseKeeperConfig, "keeper", pgdata);
@@ -326,6 +335,179 @@ export function keeperServices(args: {
   };
 }
 
+/** How a server of ours encrypts. */
+export const tlsArgs = {
+  sslSelfSigned: {
+    type: "boolean",
+    description: "TLS by a certificate made here: it encrypts, and proves nothing",
+  },
+  sslCaFile: {
+    type: "string",
+    description: "TLS: the authority that others' certificates come from",
+  },
+  sslCrlFile: { type: "string", description: "TLS: the authority's list of revoked certificates" },
+  serverCert: { type: "string", description: "TLS: this server's certificate" },
+  serverKey: { type: "string", description: "TLS: the key of --server-cert" },
+  sslMode: {
+    type: "enum",
+    options: [...SSL_MODES] as string[],
+    description: "How this side connects (self-signed: require; with an authority: verify-full)",
+  },
+} as const;
+
+/** How a server of ours lets others in, and how it encrypts. */
+export const securityArgs = {
+  auth: {
+    type: "enum",
+    options: [...AUTH_METHODS] as string[],
+    default: "trust",
+    description:
+      "How logins are checked; trust: from this machine not at all, others by scram-sha-256",
+  },
+  ...tlsArgs,
+  noSsl: { type: "boolean", description: "No TLS, and no warning about it" },
+  skipPgHba: { type: "boolean", description: "Leave pg_hba.conf alone" },
+  pgHbaLan: { type: "boolean", description: "Let the local network in, by password" },
+} as const;
+
+/** Said where others connect to this host without TLS, and nobody has said that this is meant. */
+export const UNENCRYPTED =
+  "What goes over the network is not encrypted: give --ssl-self-signed or a certificate, or say --no-ssl";
+
+type TlsFlags = {
+  readonly sslSelfSigned?: boolean | undefined;
+  readonly sslCaFile?: string | undefined;
+  readonly sslCrlFile?: string | undefined;
+  readonly serverCert?: string | undefined;
+  readonly serverKey?: string | undefined;
+  readonly sslMode?: string | undefined;
+  readonly noSsl?: boolean | undefined;
+};
+type SecurityFlags = TlsFlags & {
+  readonly auth: string;
+  readonly skipPgHba?: boolean | undefined;
+  readonly pgHbaLan?: boolean | undefined;
+};
+
+const clash = (message: string, hint: string): AppError => new AppError("usage", message, { hint });
+
+/** @throws {AppError} usage: flags contradict each other, or one is missing */
+export function parseSecurity(
+  flags: SecurityFlags,
+  directory: string,
+): Pick<KeeperConfig, "auth" | "tls" | "hba"> {
+  const tls = parseTls(flags, directory);
+  const auth = flags.auth as Auth;
+  if (auth === "cert" && tls?.ca === undefined) {
+    throw clash(
+      "--auth cert takes certificates of an authority",
+      "Give --ssl-ca-file, --server-cert and --server-key as well.",
+    );
+  }
+  if (flags.skipPgHba && flags.pgHbaLan) {
+    throw clash("--skip-pg-hba and --pg-hba-lan exclude each other", "Give one of them.");
+  }
+  const hba = flags.skipPgHba ? "skip" : flags.pgHbaLan ? "lan" : undefined;
+  return { auth, ...(hba && { hba }), ...(tls && { tls }) };
+}
+
+/** @param directory where a self-signed certificate is kept */
+export function parseTls(flags: TlsFlags, directory: string): TlsConfig | undefined {
+  const paths = {
+    cert: flags.serverCert,
+    key: flags.serverKey,
+    ca: flags.sslCaFile,
+    crl: flags.sslCrlFile,
+  };
+  const given = Object.values(paths).some((path) => path !== undefined);
+  const kinds = [given, flags.sslSelfSigned, flags.noSsl].filter((each) => each === true);
+  if (kinds.length > 1) {
+    throw clash(
+      "--no-ssl, --ssl-self-signed and certificates exclude each other",
+      "Give one of them.",
+    );
+  }
+  const mode = flags.sslMode as TlsConfig["mode"] | undefined;
+  if (!given && !flags.sslSelfSigned) {
+    if (mode === undefined) return undefined;
+    throw clash(
+      "--ssl-mode needs a certificate",
+      "Add --ssl-self-signed, or --ssl-ca-file, --server-cert and --server-key.",
+    );
+  }
+  const isVerifying = mode === "verify-ca" || mode === "verify-full";
+  if (isVerifying && paths.ca === undefined) {
+    throw clash(
+      "there is nothing to verify certificates by",
+      `Give --ssl-ca-file, --server-cert and --server-key with --ssl-mode ${mode}, or take --ssl-mode require.`,
+    );
+  }
+  if (flags.sslSelfSigned) {
+    return {
+      mode: mode ?? "require",
+      selfSigned: true,
+      cert: join(directory, "server.crt"),
+      key: join(directory, "server.key"),
+    };
+  }
+  const { cert, key, ca, crl } = paths;
+  if (cert === undefined || key === undefined) {
+    throw clash(
+      "a server's TLS needs its certificate and its key",
+      "Give both --server-cert and --server-key, or --ssl-self-signed.",
+    );
+  }
+  return {
+    mode: mode ?? (ca === undefined ? "require" : "verify-full"),
+    selfSigned: false,
+    cert: resolve(STARTED_IN, cert),
+    key: resolve(STARTED_IN, key),
+    ...(ca !== undefined && { ca: resolve(STARTED_IN, ca) }),
+    ...(crl !== undefined && { crl: resolve(STARTED_IN, crl) }),
+  };
+}
+
+/** For enable ssl. @throws {AppError} usage: no certificate is named */
+export function requireTls(flags: TlsFlags, directory: string): TlsConfig {
+  const tls = parseTls(flags, directory);
+  if (tls) return tls;
+  throw clash(
+    "no certificate is named",
+    "Give --ssl-self-signed, or --ssl-ca-file, --server-cert and --server-key.",
+  );
+}
+
+/**
+ * A password, from a file that is for its owner only, or from standard input; never from a command line.
+ *
+ * @param path "-": standard input
+ * @throws {AppError} usage, permission: there is no password, or it's there for others to read
+ */
+export function readPasswordFile(path: string): string {
+  let text: string;
+  try {
+    if (path !== "-" && (statSync(path).mode & 0o077) !== 0) {
+      throw new AppError("permission", "a file with a password can be read by others", {
+        detail: { path },
+        hint: `chmod 600 ${path}`,
+      });
+    }
+    text = readFileSync(path === "-" ? 0 : path, "utf8").replace(/\r?\n$/, "");
+  } catch (cause) {
+    if (cause instanceof AppError) throw cause;
+    throw new AppError("usage", "could not read the password", {
+      detail: { path, reason: errorText(cause) },
+      hint: "Give a file of mode 0600 with the password in its only line, or - for standard input.",
+      cause,
+    });
+  }
+  if (text !== "" && !/[\r\n\0]/.test(text)) return text;
+  throw new AppError("usage", "a password is one line, and not empty", {
+    detail: { path },
+    hint: "Give a file with the password in its only line, or - for standard input.",
+  });
+}
+
 /** The monitor's URI from the flag or the environment; checked, and without anything connected. */
 export function requireMonitorUri(flag: string | undefined): string {
   const uri = flag ?? process.env["PG_AUTOCTL_MONITOR"];
@@ -334,7 +516,12 @@ export function requireMonitorUri(flag: string | undefined): string {
       hint: "Give --monitor URI, as roles/monitor.ts create printed it, or set PG_AUTOCTL_MONITOR.",
     });
   }
-  parseUri(uri);
+  const { password } = parseUri(uri);
+  if (password !== undefined && flag !== undefined) {
+    throw new AppError("usage", "a password must not stand on a command line", {
+      hint: "Put it into a file of mode 0600 that PGPASSFILE names, or ~/.pgpass, and leave it out of --monitor.",
+    });
+  }
   return uri;
 }
 

@@ -83,6 +83,13 @@ const PeerShape = v.object({
 });
 export type Peer = v.InferOutput<typeof PeerShape>;
 
+/** The password of pgautofailover_replicator, the same on all nodes of a group. */
+const SecretShape = v.strictObject({
+  id: v.pipe(v.string(), v.uuid()),
+  password: v.pipe(v.string(), v.minLength(1)),
+});
+export type Secret = v.InferOutput<typeof SecretShape>;
+
 /** The monitor's answer to `register_node` and `node_active`. */
 const AnswerShape = v.object({
   nodeId: Id,
@@ -99,6 +106,8 @@ const AnswerShape = v.object({
   sync: SyncSetShape,
   policy: PolicyShape,
   nodes: v.array(PeerShape),
+  /** Left out: this node has it. */
+  secret: v.optional(SecretShape),
 });
 export type Answer = v.InferOutput<typeof AnswerShape>;
 
@@ -127,6 +136,8 @@ export type Report = {
   /** The network_partition_timeout that it goes by, in milliseconds. */
   readonly fenceMs: number;
   readonly systemIdentifier: string | null;
+  /** Of the replication password that this node has. */
+  readonly secretId?: string | undefined;
 };
 
 /** A clean stop: who has WAL up to `lsn` has everything, and how long nobody could write meanwhile. */
@@ -328,8 +339,20 @@ const ContactShape = v.object({
 });
 export type Contact = v.InferOutput<typeof ContactShape>;
 
-const AuthShape = v.picklist(["trust", "scram-sha-256"]);
+export const AUTH_METHODS = ["trust", "md5", "scram-sha-256", "cert"] as const;
+const AuthShape = v.picklist(AUTH_METHODS);
 export type Auth = v.InferOutput<typeof AuthShape>;
+
+/** Paths of PEM files; `selfSigned`: those of our own making. */
+const TlsShape = v.strictObject({
+  mode: v.picklist(["disable", "prefer", "require", "verify-ca", "verify-full"]),
+  selfSigned: v.boolean(),
+  cert: v.string(),
+  key: v.string(),
+  ca: v.optional(v.string()),
+  crl: v.optional(v.string()),
+});
+export type TlsConfig = v.InferOutput<typeof TlsShape>;
 
 const INSTANCE_CONFIG = {
   version: v.literal(1),
@@ -340,6 +363,9 @@ const INSTANCE_CONFIG = {
   auth: AuthShape,
   /** Where HTTP is served, as [HOST:]PORT; left out: nowhere. */
   http: v.optional(v.string()),
+  tls: v.optional(TlsShape),
+  /** `lan`: the local network is let in too; `skip`: pg_hba.conf is the operator's. Left out: who must be, and no other. */
+  hba: v.optional(v.picklist(["lan", "skip"])),
 };
 
 const KeeperConfigShape = v.strictObject({

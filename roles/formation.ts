@@ -1,7 +1,7 @@
 #!/usr/bin/env -S bun --no-env-file
 /** formation: made, dropped and listed; its settings, and what an operator asks of its groups. */
 import { defineCommand } from "citty";
-import { groupArg, locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
+import { groupArg, locateMonitor, parseCount, readPasswordFile, whereArgs } from "../lib/config.ts";
 import { lossOf } from "../lib/group/explain.ts";
 import { DURABILITIES } from "../lib/group/view.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
@@ -231,6 +231,33 @@ const acceptTimeline = defineCommand({
   },
 });
 
+const rotatePassword = defineCommand({
+  meta: {
+    name: "rotate-password",
+    description: "Give a group another replication password; what streams goes on",
+  },
+  args: {
+    ...askArgs,
+    group: groupArg,
+    passwordFile: {
+      type: "string",
+      description: "A file with the password, or - for standard input (a generated one)",
+    },
+  },
+  async run({ args }) {
+    const password =
+      args.passwordFile === undefined ? undefined : readPasswordFile(args.passwordFile);
+    const { monitor: uri, formation, group } = locateMonitor(args);
+    await using monitor = openMonitor(uri);
+    await monitor.setReplicationPassword(formation, group, password);
+    answer(
+      args.json
+        ? JSON.stringify({ formation, group, rotated: true })
+        : `The nodes of group ${group} take up another replication password with their next reports`,
+    );
+  },
+});
+
 await main(
   defineCommand({
     meta: { name: "formation", description: "Formations, their settings and their failovers" },
@@ -243,6 +270,7 @@ await main(
       switchover,
       failover,
       "accept-timeline": acceptTimeline,
+      "rotate-password": rotatePassword,
     },
   }),
 );

@@ -7,12 +7,20 @@ import {
   keeperServiceArgs,
   keeperServices,
   loadKeeperConfig,
+  nodePaths,
   parseCount,
   parsePort,
+  parseSecurity,
+  readPasswordFile,
   requireMonitorUri,
+  requireTls,
+  securityArgs,
   showSettings,
+  tlsArgs,
+  UNENCRYPTED,
 } from "../lib/config.ts";
 import { disableMonitor, enableMonitor } from "../lib/keeper/membership.ts";
+import { changeTls } from "../lib/keeper/security.ts";
 import { KEEPER_SETTINGS, setKeeperSetting } from "../lib/keeper/settings.ts";
 import {
   createNode,
@@ -22,9 +30,9 @@ import {
   statusOf,
   stopRole,
 } from "../lib/keeper/setup.ts";
-import { defaultNodename } from "../lib/pg/addresses.ts";
+import { defaultNodename, isLoopback } from "../lib/pg/addresses.ts";
 import { findBinaries } from "../lib/pg/binaries.ts";
-import type { Auth, KeeperConfig } from "../lib/shapes.ts";
+import type { KeeperConfig } from "../lib/shapes.ts";
 import { answer, commonArgs, exit, logArgs, main } from "../lib/sys/cli.ts";
 import { AppError, EXIT_CODES, scrub } from "../lib/sys/errors.ts";
 import { runLean } from "../lib/sys/lean.ts";
@@ -84,11 +92,11 @@ const create = defineCommand({
       default: "true",
       description: "Whether commits may wait for this node",
     },
-    auth: {
-      type: "enum",
-      options: ["trust", "scram-sha-256"],
-      default: "trust",
-      description: "How logins from this very machine are checked; others need scram-sha-256",
+    ...securityArgs,
+    replicationPasswordFile: {
+      type: "string",
+      description:
+        "The first node's: a file with the group's replication password (a generated one)",
     },
     ...keeperServiceArgs,
     run: { type: "boolean", description: "Go on with run" },
@@ -98,6 +106,8 @@ const create = defineCommand({
     const pgdata = enterPgdata(args.pgdata);
     const monitor = requireMonitorUri(args.monitor);
     const pgport = parsePort(args.pgport);
+    const file = args.replicationPasswordFile;
+    const password = file === undefined ? undefined : readPasswordFile(file);
     const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
     log.info(`Using PostgreSQL ${binaries.version} in ${binaries.bindir}`);
     const config: KeeperConfig = {
@@ -109,15 +119,16 @@ const create = defineCommand({
       formation: args.formation,
       group: parseCount("group", args.group, 1_000_000),
       monitor,
-      auth: args.auth as Auth,
+      ...parseSecurity(args, nodePaths(pgdata).directory),
       candidatePriority: parseCount("candidate-priority", args.candidatePriority, 100),
       replicationQuorum: args.replicationQuorum === "true",
       ...services,
       ...(args.name === undefined ? {} : { name: args.name }),
       ...(args.dbname === undefined ? {} : { dbname: args.dbname }),
     };
+    if (!config.tls && !args.noSsl && !isLoopback(config.nodename)) log.warn(UNENCRYPTED);
     const { stop, leave } = signals();
-    const made = await createNode(config, { stop, leave });
+    const made = await createNode(config, { stop, leave }, password);
     const what = `node ${made.nodeId} "${made.name}", state "${made.state}"`;
     log.info(
       made.existed && made.state !== "catchingup"
@@ -220,7 +231,7 @@ const config = defineCommand({
   subCommands: { get, set },
 });
 
-const enable = defineCommand({
+const enableAt = defineCommand({
   meta: {
     name: "enable",
     description: "Turn to this monitor, which knows the node or waits to be recovered",
@@ -240,7 +251,7 @@ const enable = defineCommand({
   },
 });
 
-const disable = defineCommand({
+const disableAt = defineCommand({
   meta: {
     name: "disable",
     description: "Leave the monitor: PostgreSQL stays as it is, and nothing is automatic any more",
@@ -258,7 +269,7 @@ const disable = defineCommand({
 
 const monitor = defineCommand({
   meta: { name: "monitor", description: "Which monitor the keeper looks to" },
-  subCommands: { enable, disable },
+  subCommands: { enable: enableAt, disable: disableAt },
 });
 
 const drop = defineCommand({
@@ -278,9 +289,44 @@ const drop = defineCommand({
   },
 });
 
+const enableSsl = defineCommand({
+  meta: {
+    name: "ssl",
+    description:
+      "Turn TLS on, or take another certificate, without a restart: the monitor first, then the primary",
+  },
+  args: { ...pgdataArg, ...logArgs, ...tlsArgs },
+  async run({ args }) {
+    const { pgdata } = statusOf(enterPgdata(args.pgdata));
+    await changeTls(pgdata, requireTls(args, nodePaths(pgdata).directory));
+    log.info("TLS is on");
+  },
+});
+
+const disableSsl = defineCommand({
+  meta: {
+    name: "ssl",
+    description: "Turn TLS off without a restart: secondaries first, then the primary",
+  },
+  args: { ...pgdataArg, ...logArgs },
+  async run({ args }) {
+    await changeTls(statusOf(enterPgdata(args.pgdata)).pgdata, undefined);
+    log.info("TLS is off");
+  },
+});
+
+const enable = defineCommand({
+  meta: { name: "enable", description: "Turn something on" },
+  subCommands: { ssl: enableSsl },
+});
+const disable = defineCommand({
+  meta: { name: "disable", description: "Turn something off" },
+  subCommands: { ssl: disableSsl },
+});
+
 await main(
   defineCommand({
     meta: { name: "keeper", description: "The keeper: runs one PostgreSQL as the monitor decides" },
-    subCommands: { create, run, status, stop, reload, config, monitor, drop },
+    subCommands: { create, run, status, stop, reload, config, enable, disable, monitor, drop },
   }),
 );

@@ -10,10 +10,16 @@ import {
   nodePaths,
   parseCount,
   parsePort,
+  parseSecurity,
+  requireTls,
+  securityArgs,
   showSettings,
+  tlsArgs,
+  UNENCRYPTED,
 } from "../lib/config.ts";
 import { lockNode, stopRole } from "../lib/keeper/setup.ts";
 import {
+  changeMonitorTls,
   createMonitor,
   monitorUri,
   passwordFile,
@@ -22,9 +28,10 @@ import {
 } from "../lib/monitor/instance.ts";
 import { MONITOR_SETTINGS, setMonitorSetting } from "../lib/monitor/own_settings.ts";
 import { recoverMonitor } from "../lib/monitor/recover.ts";
+import { isLoopback } from "../lib/pg/addresses.ts";
 import { findBinaries } from "../lib/pg/binaries.ts";
 import { livePostmaster } from "../lib/pg/server.ts";
-import type { Auth, MonitorConfig } from "../lib/shapes.ts";
+import type { MonitorConfig } from "../lib/shapes.ts";
 import { answer, commonArgs, exit, logArgs, main } from "../lib/sys/cli.ts";
 import { runLean } from "../lib/sys/lean.ts";
 import { lockHolder } from "../lib/sys/lock.ts";
@@ -55,12 +62,7 @@ const create = defineCommand({
       description: "The name that keepers and clients reach it at",
     },
     pgport: { type: "string", description: "Its port (5432)" },
-    auth: {
-      type: "enum",
-      options: ["trust", "scram-sha-256"],
-      default: "trust",
-      description: "How keepers on this machine log in; others need scram-sha-256",
-    },
+    ...securityArgs,
     pgctl: { type: "string", description: "The pg_ctl to use" },
     ...httpArg,
     run: { type: "boolean", description: "Go on with run" },
@@ -75,17 +77,19 @@ const create = defineCommand({
       pgport: parsePort(args.pgport),
       pgctl: `${binaries.bindir}/pg_ctl`,
       nodename: args.nodename,
-      auth: args.auth as Auth,
+      ...parseSecurity(args, nodePaths(pgdata).directory),
       ...http,
     };
+    if (!config.tls && !args.noSsl && !isLoopback(config.nodename)) log.warn(UNENCRYPTED);
     const done = await createMonitor(config);
     log.info(
       done === "existed" ? "The monitor exists already, and is ready" : "The monitor is ready",
     );
-    if (config.auth !== "trust")
+    if (config.auth !== "trust" || !isLoopback(config.nodename))
       log.info(`The password of autoctl_node is in ${passwordFile(config)}, for PGPASSFILE`);
-    answer(monitorUri(config));
-    if (args.run) await run(config);
+    const settled = loadMonitorConfig(pgdata);
+    answer(monitorUri(settled));
+    if (args.run) await run(settled);
   },
 });
 
@@ -100,11 +104,7 @@ const recover = defineCommand({
     ...logArgs,
     nodename: { type: "string", description: "As for create (what it was, else localhost)" },
     pgport: { type: "string", description: "As for create (what it was, else 5432)" },
-    auth: {
-      type: "enum",
-      options: ["trust", "scram-sha-256"],
-      description: "As for create (what it was, else trust)",
-    },
+    ...securityArgs,
     pgctl: { type: "string", description: "The pg_ctl to use" },
     without: {
       type: "string",
@@ -124,12 +124,12 @@ const recover = defineCommand({
       : undefined;
     const binaries = await findBinaries({ pgctl: args.pgctl ?? known?.pgctl });
     const config: MonitorConfig = {
+      ...(known ?? parseSecurity(args, nodePaths(pgdata).directory)),
       version: 1,
       pgdata,
       pgport: args.pgport === undefined && known ? known.pgport : parsePort(args.pgport),
       pgctl: `${binaries.bindir}/pg_ctl`,
       nodename: args.nodename ?? known?.nodename ?? "localhost",
-      auth: (args.auth as Auth | undefined) ?? known?.auth ?? "trust",
     };
     const { nodes } = await recoverMonitor(config, {
       without: args.without?.split(",").filter((name) => name !== "") ?? [],
@@ -228,9 +228,40 @@ const drop = defineCommand({
   },
 });
 
+const enableSsl = defineCommand({
+  meta: { name: "ssl", description: "Turn TLS on, or take another certificate, without a restart" },
+  args: { ...pgdataArg, ...logArgs, ...tlsArgs },
+  async run({ args }) {
+    const { pgdata } = loadMonitorConfig(enterPgdata(args.pgdata));
+    await changeMonitorTls(pgdata, requireTls(args, nodePaths(pgdata).directory));
+    log.info("TLS is on");
+    answer(monitorUri(loadMonitorConfig(pgdata)));
+  },
+});
+
+const disableSsl = defineCommand({
+  meta: { name: "ssl", description: "Turn TLS off without a restart: the nodes' first" },
+  args: { ...pgdataArg, ...logArgs },
+  async run({ args }) {
+    const { pgdata } = loadMonitorConfig(enterPgdata(args.pgdata));
+    await changeMonitorTls(pgdata, undefined);
+    log.info("TLS is off");
+    answer(monitorUri(loadMonitorConfig(pgdata)));
+  },
+});
+
+const enable = defineCommand({
+  meta: { name: "enable", description: "Turn something on" },
+  subCommands: { ssl: enableSsl },
+});
+const disable = defineCommand({
+  meta: { name: "disable", description: "Turn something off" },
+  subCommands: { ssl: disableSsl },
+});
+
 await main(
   defineCommand({
     meta: { name: "monitor", description: "The monitor: knows every node, and decides" },
-    subCommands: { create, run: runCommand, recover, status, stop, config, drop },
+    subCommands: { create, run: runCommand, recover, status, stop, config, enable, disable, drop },
   }),
 );

@@ -16,7 +16,8 @@ import {
   segmentNames,
 } from "../pg/timeline.ts";
 import type { Promotion } from "../shapes.ts";
-import { queryOnce, type Target } from "../sys/sql.ts";
+import { AppError } from "../sys/errors.ts";
+import { queryOnce, type Target, tlsProblem } from "../sys/sql.ts";
 
 /** As much as holds the checksums of the last few records. */
 const COMPARED_BYTES = 512;
@@ -33,9 +34,24 @@ export type Source = {
   readonly segmentBytes: bigint;
 };
 
+/** @throws {AppError} config: the certificate of one side isn't good for the other; else as `queryOnce` */
+const ask: typeof queryOnce = async (target, ...question) => {
+  try {
+    return await queryOnce(target, ...question);
+  } catch (error) {
+    const tls = tlsProblem(error);
+    if (tls === undefined) throw error;
+    throw new AppError("config", `could not connect to another node: ${tls.says}`, {
+      detail: { host: target.host, port: target.port },
+      hint: tls.hint,
+      cause: error,
+    });
+  }
+};
+
 /** What the primary says of itself; its control file follows a promotion only with a checkpoint. */
 export async function askSource(target: Target): Promise<Source | undefined> {
-  const [row] = await queryOnce<{
+  const [row] = await ask<{
     sysid: string;
     timeline: number;
     checkpoint: number;
@@ -77,7 +93,7 @@ async function sourceBytes(
   length: number,
 ): Promise<Buffer | undefined> {
   for (const name of names) {
-    const [row] = await queryOnce<{ bytes: Buffer | null }>(
+    const [row] = await ask<{ bytes: Buffer | null }>(
       target,
       "select pg_read_binary_file('pg_wal/' || $1::text, $2::bigint, $3::bigint, true) as bytes",
       [name, offset, length],

@@ -42,6 +42,7 @@ import {
   syncInForce,
   upstreamOf,
 } from "./node.ts";
+import { writeSecret } from "./passfile.ts";
 import { countsAsRunning, isNews, isStreaming, reportOf, sentenceOf } from "./report.ts";
 import { rereadSettings, settleMembership } from "./settings.ts";
 import { nextStep, type Step } from "./step.ts";
@@ -137,6 +138,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   let timer: ReturnType<typeof setTimeout> | undefined;
   let scheduled = false;
   let isStranger = false;
+  /** One that could not be written, which is tried again with each report, and said once. */
+  let refusedSecret: string | undefined;
   let lastSaid = "";
   let lastWaiting = "";
   let lastStreamed: number | undefined;
@@ -358,6 +361,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       syncInForce: syncInForce(node),
       shutdown: node.shutdown,
       fenceMs: policy().networkPartitionTimeoutMs,
+      secretId: node.secret?.id,
     });
     if (crash && !report.pgIsRunning) crash.asked ??= report.reportNo;
     const { steady, whole } = sentenceOf(report, node.config.formation, {
@@ -480,6 +484,20 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     }
   }
 
+  /** What streams goes on with another password too: it's asked for when a connection is made. */
+  function takeSecret({ secret }: Answer): void {
+    if (secret === undefined) return;
+    try {
+      writeSecret(node.paths, secret);
+      node.secret = secret;
+      log.info("Took over the group's replication password");
+      choresDue = true;
+    } catch (error) {
+      if (secret.id !== refusedSecret) log.error(errorText(error));
+      refusedSecret = secret.id;
+    }
+  }
+
   function take(answer: Answer): void {
     const { state } = node;
     const stale = answer.goalVersion < state.goalVersion || answer.sync.version < state.syncVersion;
@@ -490,6 +508,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     }
     monitorIsStale = stale;
     if (stale) return;
+    takeSecret(answer);
     if (
       JSON.stringify(node.answer?.nodes.map(({ lsn: _, ...peer }) => peer)) !==
       JSON.stringify(answer.nodes.map(({ lsn: _, ...peer }) => peer))
@@ -847,7 +866,6 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   options.leave.addEventListener("abort", onLeave, { once: true });
   options.onReload?.(() => {
     log.info("Reloading the settings");
-    choresDue = true;
     void readSettings();
     if (node.server) reloadSettings(node).catch((error: unknown) => log.warn(errorText(error)));
     wake();

@@ -4,10 +4,17 @@ import { canTakeWrites } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
 import { isBinding, standbyId, standbyName, synchronousStandbyNames } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
-import { hbaAddresses, isLoopback, localHbaLines } from "../pg/addresses.ts";
+import { type HostBook, isLoopback } from "../pg/addresses.ts";
 import type { Binaries } from "../pg/binaries.ts";
 import { controlData } from "../pg/commands.ts";
-import { writeHbaBlock } from "../pg/hba.ts";
+import {
+  type Access,
+  localLines,
+  nodeLines,
+  tlsOnlyLines,
+  writeHbaBlock,
+  writeIdentBlock,
+} from "../pg/hba.ts";
 import {
   createSlot,
   dropSlot,
@@ -32,19 +39,20 @@ import {
   writeManagedSettings,
   writeStandbySettings,
 } from "../pg/settings.ts";
-import type { Answer, KeeperConfig, KeeperState, Peer, Shutdown } from "../shapes.ts";
+import { demandsTls, tlsParams, tlsSettings } from "../pg/tls.ts";
+import type { Answer, KeeperConfig, KeeperState, Peer, Secret, Shutdown } from "../shapes.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { logger } from "../sys/log.ts";
 import { waitUntil } from "../sys/retry.ts";
-import { type Db, openDb, parseUri, type Target } from "../sys/sql.ts";
+import { type Db, openDb, parseUri, sslOf, type Target, type TlsParams } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
+import { passfileOf, REPLICATOR } from "./passfile.ts";
 import { lostSlots, slotSettings, slotWarnings } from "./slots.ts";
 import { saveState } from "./state_file.ts";
 import { makeMissingLocations } from "./tablespaces.ts";
 
 export const log = logger("keeper");
 
-export const REPLICATOR = "pgautofailover_replicator";
 export const HEALTH_CHECKER = "pgautofailover_monitor";
 /** Every local statement of the keeper is bounded by this, but for those that say otherwise. */
 export const LOCAL_TIMEOUT_MS = 1000;
@@ -73,6 +81,11 @@ export type Node = {
   binaries: Binaries;
   state: KeeperState;
   answer: Answer | undefined;
+  /** With what nodes of the group replicate from each other. */
+  secret: Secret | undefined;
+  /** When the replicating login was last seen to have that password. */
+  logins: { readonly secret: Secret; readonly atMs: number } | undefined;
+  readonly hosts: HostBook;
   server: ServerProcess | undefined;
   sync: SyncProgress | undefined;
   /** The set whose names stand in the settings file. */
@@ -153,16 +166,25 @@ export function upstreamConninfo(node: Node, upstream: Peer, database = "postgre
     keepalives_interval: 1,
     keepalives_count: 3,
     tcp_user_timeout: 3000,
-    sslmode: "prefer",
+    passfile: passfileOf(node.paths),
+    ...upstreamTls(node),
   });
 }
 
-export function upstreamTarget(upstream: Peer): Target {
+const upstreamTls = ({ config }: Pick<Node, "config">): TlsParams =>
+  tlsParams(config.tls, config.auth === "cert");
+
+export function upstreamTarget(
+  node: Pick<Node, "config" | "secret">,
+  upstream: Pick<Peer, "host" | "port">,
+): Target {
   return {
     host: upstream.host,
     port: upstream.port,
     user: REPLICATOR,
     database: "postgres",
+    password: node.secret?.password,
+    ssl: sslOf(upstreamTls(node)),
     applicationName: "pg_auto_failover keeper",
     connectTimeoutMs: 2000,
   };
@@ -202,33 +224,43 @@ export function writeSettings(
     recovery_target_timeline: "latest",
     synchronous_standby_names: synchronousStandbyNames(set),
     default_transaction_read_only: readOnly ? "on" : "off",
+    ...tlsSettings(config.tls),
   };
   const changed = writeManagedSettings(config.pgdata, settings, slotSettings(config.pgdata));
   node.written = set;
   return changed;
 }
 
-/** Who may connect: this machine's own users, the other nodes for replication and rewind, the health check. */
+/**
+ * Who may connect: the other nodes for replication and rewind, the health check, this machine's own
+ * users. The health check stops at the question for a password: it has none, and logs in nowhere.
+ */
 export function writeHba(node: Node): boolean {
-  const { config } = node;
-  const monitorHost = parseUri(config.monitor).host;
-  const remote = peers(node).filter(({ host }) => !isLoopback(host));
+  const { pgdata, auth, tls, hba, nodename, monitor } = node.config;
+  if (hba === "skip") return false;
+  const access: Access = {
+    auth,
+    type: demandsTls(tls) ? "hostssl" : "host",
+    lan: hba === "lan",
+  };
+  const others = peers(node).filter(({ host }) => !(auth === "trust" && isLoopback(host)));
   const lines = [
     // the keeper itself, whatever an existing cluster asks of others
     `local all ${currentUser()} peer`,
-    ...localHbaLines("all", "all", config.auth),
-    ...localHbaLines("replication", REPLICATOR, config.auth),
-    ...hbaAddresses(monitorHost).map(
-      (address) => `host postgres ${HEALTH_CHECKER} ${address} trust`,
+    ...others.flatMap(({ host }) =>
+      nodeLines(access, REPLICATOR, node.hosts.hbaAddresses(host), ["replication", "postgres"]),
     ),
-    ...remote.flatMap(({ host }) =>
-      hbaAddresses(host).flatMap((address) => [
-        `host replication ${REPLICATOR} ${address} scram-sha-256`,
-        `host postgres ${REPLICATOR} ${address} scram-sha-256`,
-      ]),
-    ),
+    ...node.hosts
+      .hbaAddresses(parseUri(monitor).host)
+      .map((address) => `host postgres ${HEALTH_CHECKER} ${address} scram-sha-256`),
+    ...localLines(access, nodename, "all", ["all"]),
+    ...localLines({ ...access, lan: false }, nodename, REPLICATOR, ["replication"]),
+    ...tlsOnlyLines(access, REPLICATOR),
   ];
-  return writeHbaBlock(config.pgdata, lines);
+  const changed = writeHbaBlock(pgdata, [...new Set(lines)]);
+  if (auth !== "cert") return changed;
+  const names = others.map(({ host }) => host);
+  return writeIdentBlock(pgdata, [...new Set(names)], REPLICATOR) || changed;
 }
 
 /** Follow this node, or nobody; durable before it's said to anyone. @returns whether a file has changed */
@@ -272,7 +304,7 @@ export async function startNode(
   if (asStandby && upstream) {
     // a standby ends where it replays a tablespace whose directory is missing; a primary that doesn't
     // answer holds no start up: at the next one it's there
-    makeMissingLocations(upstreamTarget(upstream)).catch((error: unknown) => {
+    makeMissingLocations(upstreamTarget(node, upstream)).catch((error: unknown) => {
       const isOurs = error instanceof AppError && error.kind === "permission";
       log[isOurs ? "warn" : "debug"](errorText(error));
     });

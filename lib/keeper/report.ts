@@ -56,6 +56,7 @@ export type ReportInput = {
   readonly syncInForce: SyncSet | null;
   readonly shutdown: Shutdown | undefined;
   readonly fenceMs: number;
+  readonly secretId?: string | undefined;
 };
 
 /** Who takes part in an election tells what it can replay, and no more; anybody else what it may have at most. */
@@ -88,6 +89,7 @@ export function reportOf(input: ReportInput): Report {
     shutdown: (!running && input.shutdown) || null,
     fenceMs: input.fenceMs,
     systemIdentifier: state.systemIdentifier,
+    secretId: input.secretId,
   };
 }
 

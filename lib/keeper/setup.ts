@@ -9,29 +9,31 @@ import {
   ownFileError,
   removeNodeDirectory,
   saveConfig,
+  settingText,
 } from "../config.ts";
 import type { NodeState } from "../fsm.ts";
-import { openMonitor } from "../monitor/client.ts";
+import { monitorTarget, openMonitor } from "../monitor/client.ts";
+import { makeHostBook } from "../pg/addresses.ts";
 import { type Binaries, findBinaries } from "../pg/binaries.ts";
 import { dataVersion } from "../pg/commands.ts";
 import { leaveStartToKeeper } from "../pg/config_files.ts";
-import { nameProblem } from "../pg/names.ts";
 import { isPortBusy, livePostmaster, stopServer } from "../pg/server.ts";
-import type { KeeperConfig, KeeperState } from "../shapes.ts";
+import { prepareTls, tlsParams } from "../pg/tls.ts";
+import type { Answer, KeeperConfig, KeeperState } from "../shapes.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { acquireLock, isLock, type Lock, lockHolder } from "../sys/lock.ts";
 import { waitUntil } from "../sys/retry.ts";
-import { parseUri } from "../sys/sql.ts";
+import { NO_TLS_PARAMS, parseUri, passwordFor, withUriParams } from "../sys/sql.ts";
 import { type Found, inspect } from "./existing.ts";
 import { type LoopOptions, runLoop } from "./loop.ts";
 import { CLEAN_STOP, log, type Node, save } from "./node.ts";
+import { passfileOf, readSecret, writeMonitorPassword, writeSecret } from "./passfile.ts";
 import { loadState, newState, saveState } from "./state_file.ts";
 import { destroyData } from "./tablespaces.ts";
 
 const GOAL_TIMEOUT_MS = 15_000;
 const JOIN_TIMEOUT_MS = 60_000;
 const END_TIMEOUT_MS = 90_000;
-const LOOKUP_TIMEOUT_MS = 2000;
 
 /** @throws {AppError} conflict: another process holds it; state: its file can't be written */
 export function lockNode(paths: NodePaths): Lock {
@@ -55,6 +57,9 @@ function makeNode(config: KeeperConfig, binaries: Binaries, state: KeeperState):
     binaries,
     state,
     answer: undefined,
+    hosts: makeHostBook(),
+    logins: undefined,
+    secret: readSecret(nodePaths(config.pgdata)),
     server: undefined,
     sync: undefined,
     written: undefined,
@@ -75,6 +80,16 @@ export type Created = {
   readonly existed: boolean;
 };
 
+/** The monitor's URI with all that logging in there takes, so that no environment is needed. */
+const withMonitorLogin = (config: KeeperConfig, paths: NodePaths): KeeperConfig => {
+  const { tls, auth, monitor } = config;
+  const mode = parseUri(monitor).params["sslmode"];
+  const { sslmode: _, ...files } = tlsParams(tls, auth === "cert");
+  const verified = mode === "verify-ca" || mode === "verify-full";
+  const params = { ...(verified || auth === "cert" ? files : {}), passfile: passfileOf(paths) };
+  return { ...config, monitor: withUriParams(monitor, params) };
+};
+
 /** The part of the settings that must stay the same when `create` is run again. */
 const SAME: readonly (keyof KeeperConfig)[] = [
   "pgport",
@@ -85,7 +100,18 @@ const SAME: readonly (keyof KeeperConfig)[] = [
   "http",
   "hooksDir",
   "hookTimeoutMs",
+  "auth",
+  "tls",
+  "hba",
 ];
+
+/** How one logs in there may have changed since: `changeTls`. */
+const isSame = (key: keyof KeeperConfig, known: KeeperConfig, given: KeeperConfig): boolean => {
+  const place = (uri: string) =>
+    withUriParams(uri, { ...NO_TLS_PARAMS, passfile: undefined }, true);
+  if (key === "monitor") return place(known.monitor) === place(given.monitor);
+  return given[key] === undefined || Bun.deepEquals(known[key], given[key]);
+};
 
 /** @returns the settings as they stand; the flags of a second create must not contradict the first */
 function settleConfig(
@@ -94,7 +120,7 @@ function settleConfig(
 ): { config: KeeperConfig; existed: boolean } {
   if (!existsSync(paths.keeperConfig)) return { config: wanted, existed: false };
   const config = loadKeeperConfig(wanted.pgdata);
-  const different = SAME.find((key) => wanted[key] !== undefined && wanted[key] !== config[key]);
+  const different = SAME.find((key) => !isSame(key, config, wanted));
   if (different !== undefined) {
     throw new AppError(
       "conflict",
@@ -102,8 +128,8 @@ function settleConfig(
       {
         detail: {
           setting: different,
-          is: String(config[different]),
-          given: String(wanted[different]),
+          is: settingText(config[different]),
+          given: settingText(wanted[different]),
         },
         hint: "Give the same flags to continue, or drop the node first: roles/keeper.ts drop --pgdata DIR.",
       },
@@ -115,10 +141,13 @@ function settleConfig(
 /**
  * Registers the node and brings it to its first place in the group; may be run again after it was
  * interrupted. A failure before the node has data leaves nothing behind.
+ *
+ * @param replicationPassword of the first node of its group: what all will replicate with
  */
 export async function createNode(
   wanted: KeeperConfig,
   signals: { stop: AbortSignal; leave: AbortSignal },
+  replicationPassword?: string,
 ): Promise<Created> {
   const paths = nodePaths(wanted.pgdata);
   if (existsSync(nodePaths(wanted.pgdata).monitorConfig)) {
@@ -127,11 +156,12 @@ export async function createNode(
       hint: "A keeper needs a data directory of its own: give another --pgdata.",
     });
   }
-  if (await isRemoved(wanted.monitor, paths)) {
+  const given = withMonitorLogin(wanted, paths);
+  if (await isRemoved(given.monitor, paths)) {
     using _gone = lockNode(paths);
     forget(paths);
   }
-  const { config, existed } = settleConfig(wanted, paths);
+  const { config, existed } = settleConfig(given, paths);
   const binaries = await findBinaries({ pgctl: config.pgctl });
   const known = loadState(paths.state);
   const arrived = (state: NodeState): boolean => state !== "init" && state !== "wait_standby";
@@ -143,13 +173,19 @@ export async function createNode(
   const made = !existsSync(paths.directory);
   makeNodeDirectory(paths);
   using _lock = lockNode(paths);
+  try {
+    await prepareTls(config.tls, config.nodename);
+  } catch (error) {
+    if (made) removeNodeDirectory(paths);
+    throw error;
+  }
   const node = makeNode(
     config,
     binaries,
     known ?? { ...newState(), data: found.data, systemIdentifier: found.systemIdentifier },
   );
   try {
-    await register(node);
+    await register(node, replicationPassword);
   } catch (error) {
     if (made) removeNodeDirectory(paths);
     throw error;
@@ -162,7 +198,6 @@ export async function createNode(
       existed: true,
     };
   }
-  await warnOfNames(node);
   if (leaveStartToKeeper(config.pgdata)) {
     log.info("Debian's start.conf of this cluster says manual now (systemctl daemon-reload)");
   }
@@ -171,8 +206,11 @@ export async function createNode(
     until: arrived,
     failFast: { goalTimeoutMs: GOAL_TIMEOUT_MS, joinTimeoutMs: JOIN_TIMEOUT_MS },
   }).catch(async (error: unknown) => {
+    // what can't work is as if it had not been registered: the next create may have other flags
     const isUntouched = !existed && node.state.data === found.data;
-    if (error instanceof AppError && error.kind === "conflict" && isUntouched) await withdraw(node);
+    const isRefused =
+      error instanceof AppError && (error.kind === "conflict" || error.kind === "config");
+    if (isRefused && isUntouched) await withdraw(node);
     throw error;
   });
   if (!arrived(state))
@@ -195,19 +233,6 @@ async function isRemoved(uri: string, paths: NodePaths): Promise<boolean> {
   if (state === undefined || lockHolder(paths.lock) !== undefined) return false;
   await using monitor = openMonitor(uri);
   return await monitor.wasRemoved(state.identity);
-}
-
-/** pg_hba.conf gets these names, and PostgreSQL doesn't say why it lets none of them in. */
-async function warnOfNames({ config, answer }: Node): Promise<void> {
-  const peers = answer?.nodes.map(({ host }) => host) ?? [];
-  const names = new Set([config.nodename, parseUri(config.monitor).host, ...peers]);
-  const problems = [...names].map((name) => nameProblem(name, { timeoutMs: LOOKUP_TIMEOUT_MS }));
-  for (const problem of await Promise.all(problems)) {
-    if (problem === undefined) continue;
-    log.warn(
-      `pg_hba.conf may not let other nodes in: ${problem}. Make DNS or /etc/hosts agree in both directions on every node, or register nodes by address (--nodename).`,
-    );
-  }
 }
 
 /** A node that can't be what its data is: it's as if it had not been registered. */
@@ -235,7 +260,7 @@ export async function requireFreePort({
 }
 
 /** The identity is durable before the monitor knows it, so that a second try is the same node. */
-async function register(node: Node): Promise<void> {
+async function register(node: Node, replicationPassword: string | undefined): Promise<void> {
   const { config, paths, state } = node;
   await using monitor = openMonitor(config.monitor);
   if (loadState(paths.state) === undefined) {
@@ -248,7 +273,7 @@ async function register(node: Node): Promise<void> {
     }
     saveState(paths.state, state);
   }
-  const answer = await monitor.register({
+  const registration = {
     formation: config.formation,
     group: config.group,
     host: config.nodename,
@@ -259,8 +284,20 @@ async function register(node: Node): Promise<void> {
     dbname: config.dbname,
     candidatePriority: config.candidatePriority,
     replicationQuorum: config.replicationQuorum,
-  });
+  };
+  let answer = await monitor.register(registration);
+  if (replicationPassword !== undefined && replicationPassword !== answer.secret?.password) {
+    if (answer.nodes.length > 0) {
+      log.warn(
+        "The group has a replication password already; roles/formation.ts rotate-password changes it",
+      );
+    } else {
+      await monitor.setReplicationPassword(config.formation, answer.groupId, replicationPassword);
+      answer = await monitor.register(registration);
+    }
+  }
   saveConfig(paths.keeperConfig, config);
+  keepPasswords(node, answer);
   save(node, {
     nodeId: answer.nodeId,
     groupId: answer.groupId,
@@ -271,6 +308,17 @@ async function register(node: Node): Promise<void> {
   log.info(
     `Registered node ${config.nodename}:${config.pgport} with id ${answer.nodeId} in formation "${config.formation}", group ${answer.groupId}`,
   );
+}
+
+/** From here on neither the keeper nor PostgreSQL's programs need the environment to log in anywhere. */
+function keepPasswords(node: Node, { secret }: Answer): void {
+  if (secret) {
+    writeSecret(node.paths, secret);
+    node.secret = secret;
+  }
+  const target = monitorTarget(node.config.monitor);
+  const password = target.password ?? passwordFor(target);
+  if (password !== undefined) writeMonitorPassword(node.paths, password);
 }
 
 /** @throws {AppError} state: the node has not been registered */

@@ -328,7 +328,7 @@ const rejoin: Transit = async (node, signal) => {
 
 /** Whether the primary goes on where this standby's WAL ends. If not even a rewind would help, its data is given up. */
 async function canFollow(node: Node, upstream: Peer): Promise<boolean> {
-  const target = upstreamTarget(upstream);
+  const target = upstreamTarget(node, upstream);
   const source = await askSource(target);
   if (source === undefined) {
     throw new AppError("postgres", "the primary does not say where it is", {
@@ -363,13 +363,15 @@ function sourceReady(node: Node, upstream: Peer, signal: AbortSignal): Promise<S
   return waitUntil(
     async () => {
       try {
-        const source = await askSource(upstreamTarget(upstream));
+        const source = await askSource(upstreamTarget(node, upstream));
         const ready =
           source &&
           source.checkpointTimeline >= source.timeline &&
           source.slots.includes(standbyName(ownId(node)));
         return ready ? source : undefined;
       } catch (error) {
+        // a certificate that isn't accepted doesn't get better by waiting
+        if (error instanceof AppError && error.kind === "config") throw error;
         last = error;
         return undefined;
       }
@@ -381,9 +383,11 @@ function sourceReady(node: Node, upstream: Peer, signal: AbortSignal): Promise<S
       what: "the primary to be ready for a new standby",
     },
   ).catch((error: unknown) => {
-    if (last === undefined || signal.aborted) throw error;
+    const isSaid = error instanceof AppError && error.kind !== "timeout";
+    if (last === undefined || signal.aborted || isSaid) throw error;
     throw new AppError("postgres", `the primary is not ready for a standby: ${errorText(last)}`, {
       detail: { host: upstream.host, port: upstream.port },
+      hint: "The primary's log, and that of its keeper, say more; create can be run again.",
       cause: last,
     });
   });
@@ -400,7 +404,7 @@ function requireSameSystem(node: Node, source: Source): void {
 
 /** The primary's tablespaces; nothing has been touched when they can't have their place here. */
 const placesFor = (node: Node, upstream: Peer): Promise<readonly Tablespace[]> =>
-  prepareTablespaces(node.config.pgdata, node.binaries.major, upstreamTarget(upstream));
+  prepareTablespaces(node.config.pgdata, node.binaries.major, upstreamTarget(node, upstream));
 
 /** A base backup beside the data directory, which is replaced only by a complete one. */
 async function clone(

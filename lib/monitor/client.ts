@@ -16,11 +16,12 @@ import {
   type Db,
   openDb,
   parseUri,
-  passwordFor,
   queryOnce,
   type Row,
   sqlState,
+  sslOf,
   type Target,
+  tlsProblem,
 } from "../sys/sql.ts";
 
 export type Registration = {
@@ -127,6 +128,12 @@ export type MonitorClient = AsyncDisposable & {
   setFormation(formation: string, column: string, value: string): Promise<void>;
   /** Says that this node's timeline is the group's. */
   acceptTimeline(formation: string, group: number, node: string): Promise<void>;
+  /** Gives the nodes of a group another password to replicate with; undefined: a generated one. */
+  setReplicationPassword(
+    formation: string,
+    group: number,
+    password: string | undefined,
+  ): Promise<void>;
   /** Calls back whenever something about a node may have changed, and after each (re)subscription. */
   watch(onWake: (payload: string) => void): Promise<void>;
 };
@@ -136,8 +143,8 @@ const EVENTS_PAGE = 5000;
 
 /** How to connect as an operator's or keeper's login; the password comes from a file, never a flag. */
 export function monitorTarget(uri: string): Target {
-  const { host, port, user, database, password } = parseUri(uri);
-  const target: Target = {
+  const { host, port, user, database, password, params } = parseUri(uri);
+  return {
     host,
     port,
     user,
@@ -151,9 +158,10 @@ export function monitorTarget(uri: string): Target {
       tcp_keepalives_interval: "1",
       tcp_keepalives_count: "3",
     },
+    password,
+    passfile: params["passfile"],
+    ssl: sslOf(params),
   };
-  const found = password ?? passwordFor(target);
-  return found === undefined ? target : { ...target, password: found };
 }
 
 /** What kind of error each refusal is; one that isn't named here is the monitor's. */
@@ -233,6 +241,8 @@ export function monitorError(error: unknown, target: Target): AppError {
     error instanceof AppError ? String(error.detail["reason"] ?? error.message) : errorText(error);
   if (state === undefined)
     return fail("monitor", `could not ask the monitor: ${text}`, "Check the monitor's log.");
+  const tls = tlsProblem(error);
+  if (tls) return fail("monitor", `could not reach the monitor: ${tls.says}`, tls.hint);
   if (state.startsWith("PA")) return fail(KINDS[state] ?? "monitor", text, HINTS[state] ?? "");
   if (CONTENDED.includes(state)) {
     return fail(
@@ -245,7 +255,7 @@ export function monitorError(error: unknown, target: Target): AppError {
     return fail(
       "monitor",
       `the monitor refused the login: ${text}`,
-      "Put the password of autoctl_node into PGPASSFILE or ~/.pgpass (mode 0600), and check the monitor's pg_hba.conf.",
+      "Put the line of the monitor's autoctl_node.pgpass into PGPASSFILE or ~/.pgpass (mode 0600); TLS, and an address that its pg_hba.conf lets in, may be wanted too.",
     );
   }
   if (["42883", "3F000", "42P01", "3D000", "42501"].includes(state)) {
@@ -365,7 +375,7 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
     },
     async wasRemoved(identity) {
       const rows = await ask(
-        `select from pgautofailover.removed_node r where r.identity = $1
+        `select from pgautofailover.removed_node r where r.identity = sha256(uuid_send($1::uuid))
            and not exists (select from pgautofailover.node n where n.identity = r.identity)`,
         [identity],
       );
@@ -539,6 +549,13 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
     },
     async acceptTimeline(formation, group, node) {
       await change("select pgautofailover.accept_timeline($1, $2, $3)", [formation, group, node]);
+    },
+    async setReplicationPassword(formation, group, password) {
+      await ask("select pgautofailover.set_replication_password($1, $2, $3)", [
+        formation,
+        group,
+        password ?? null,
+      ]);
     },
     watch: (onWake) => db.listen("state", onWake, () => onWake("")),
     [Symbol.asyncDispose]: () => db.close(),

@@ -9,12 +9,20 @@ import {
   parseHttpAddress,
   removeNodeDirectory,
   saveConfig,
+  settingText,
 } from "../config.ts";
-import { isLoopback, localHbaLines } from "../pg/addresses.ts";
+import { hbaAddresses, isLoopback, localNetworks } from "../pg/addresses.ts";
 import { findBinaries } from "../pg/binaries.ts";
 import { dataVersion, initdb } from "../pg/commands.ts";
-import { writeHbaBlock } from "../pg/hba.ts";
-import { localTarget, scramVerifier } from "../pg/local.ts";
+import {
+  type Access,
+  localLines,
+  nodeLines,
+  tlsOnlyLines,
+  writeHbaBlock,
+  writeIdentBlock,
+} from "../pg/hba.ts";
+import { awaitTls, localTarget, scramVerifier } from "../pg/local.ts";
 import {
   adoptServer,
   livePostmaster,
@@ -24,13 +32,15 @@ import {
   stopServer,
 } from "../pg/server.ts";
 import { writeManagedSettings } from "../pg/settings.ts";
-import type { MonitorConfig } from "../shapes.ts";
+import { demandsTls, prepareTls, tlsParams, tlsSettings } from "../pg/tls.ts";
+import type { MonitorConfig, TlsConfig } from "../shapes.ts";
 import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { readIfExists, writeDurably } from "../sys/files.ts";
 import { serveHttp } from "../sys/http.ts";
+import { lockHolder } from "../sys/lock.ts";
 import { logger } from "../sys/log.ts";
-import { openDb, queryOnce, type Target } from "../sys/sql.ts";
+import { openDb, queryOnce, type Target, withUriParams } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
 import { monitorReply, type Overview } from "./http.ts";
 import { watchGroups } from "./loop.ts";
@@ -39,12 +49,17 @@ import { MIGRATIONS } from "./schema/migrations.ts";
 const log = logger("monitor");
 
 export const MONITOR_DATABASE = "pg_auto_failover";
+const LOGIN = "autoctl_node";
 const STOP_BOUNDS = { fastMs: 30_000, immediateMs: 5000, killMs: 5000 };
 const START_TIMEOUT_MS = 60_000;
 const PASSWORD_FILE = "autoctl_node.pgpass";
 
-export const monitorUri = ({ nodename, pgport }: MonitorConfig): string =>
-  `postgres://autoctl_node@${nodename.includes(":") ? `[${nodename}]` : nodename}:${pgport}/${MONITOR_DATABASE}`;
+/** Where keepers and operators find the monitor, and how they encrypt. */
+export const monitorUri = ({ nodename, pgport, tls }: MonitorConfig): string =>
+  withUriParams(
+    `postgres://autoctl_node@${nodename.includes(":") ? `[${nodename}]` : nodename}:${pgport}/${MONITOR_DATABASE}`,
+    tls ? tlsParams(tls) : {},
+  );
 
 /** The file with autoctl_node's generated password, in libpq's format. */
 export const passwordFile = (config: MonitorConfig): string =>
@@ -72,13 +87,28 @@ function configure(config: MonitorConfig): void {
     tcp_keepalives_interval: "2",
     tcp_keepalives_count: "3",
     log_min_messages: "info",
+    // keepers' identities, and passwords, come as parameters
+    log_parameter_max_length: "0",
+    log_parameter_max_length_on_error: "0",
     logging_collector: "off",
+    ...tlsSettings(config.tls),
   });
-  const anywhere = local ? [] : ["0.0.0.0/0", "::/0"];
+  if (config.hba === "skip") return;
+  const access: Access = {
+    auth: config.auth,
+    type: demandsTls(config.tls) ? "hostssl" : "host",
+    lan: config.hba === "lan",
+  };
+  const anywhere = local ? [] : config.hba === "lan" ? localNetworks(config.nodename) : ["all"];
+  const loopback = config.auth === "trust" ? [] : hbaAddresses("localhost");
   writeHbaBlock(config.pgdata, [
-    ...localHbaLines(MONITOR_DATABASE, "autoctl_node", config.auth),
-    ...anywhere.map((net) => `host ${MONITOR_DATABASE} autoctl_node ${net} scram-sha-256`),
+    ...nodeLines(access, LOGIN, loopback, [MONITOR_DATABASE]),
+    ...localLines({ ...access, lan: false }, config.nodename, LOGIN, [MONITOR_DATABASE]),
+    ...nodeLines(access, LOGIN, anywhere, [MONITOR_DATABASE]),
+    ...tlsOnlyLines(access, LOGIN),
   ]);
+  // whoever the authority has given a certificate may be a node
+  if (config.auth === "cert") writeIdentBlock(config.pgdata, ["/^.+$"], LOGIN);
 }
 
 async function startInstance(config: MonitorConfig, signal?: AbortSignal): Promise<ServerProcess> {
@@ -110,21 +140,23 @@ async function prepareDatabase(config: MonitorConfig): Promise<void> {
   const maintenance = targetOf(postmaster, "postgres");
   const has = async (text: string): Promise<boolean> =>
     (await queryOnce(maintenance, text)).length > 0;
-  const isNew = !(await has("select from pg_roles where rolname = 'autoctl_node'"));
-  if (isNew) await queryOnce(maintenance, "create role autoctl_node login");
-  const kept = readIfExists(passwordFile(config))?.trim().split(":").at(-1);
-  if (config.auth !== "trust" && (isNew || kept === undefined)) {
+  if (!(await has("select from pg_roles where rolname = 'autoctl_node'"))) {
+    await queryOnce(maintenance, "create role autoctl_node login");
+  }
+  // the file may be taken away once its password has been handed out
+  if (await has("select from pg_authid where rolname = 'autoctl_node' and rolpassword is null")) {
     // the keepers know the password of the monitor that was here before
+    const kept = readIfExists(passwordFile(config))?.trim().split(":").at(-1);
     const password = kept ?? randomBytes(24).toString("base64url");
-    // text of our own making: a verifier holds no quote
-    await queryOnce(
-      maintenance,
-      `alter role autoctl_node password '${scramVerifier(password, randomBytes(16))}'`,
-    );
     writeDurably(
       passwordFile(config),
       `*:${config.pgport}:${MONITOR_DATABASE}:autoctl_node:${password}\n`,
       0o600,
+    );
+    // text of our own making: a verifier holds no quote
+    await queryOnce(
+      maintenance,
+      `alter role autoctl_node password '${scramVerifier(password, randomBytes(16))}'`,
     );
   }
   if (!(await has(`select from pg_database where datname = '${MONITOR_DATABASE}'`))) {
@@ -170,13 +202,13 @@ export async function migrate(
 }
 
 function refuseOtherSettings(known: MonitorConfig, given: MonitorConfig): void {
-  for (const key of ["pgport", "nodename", "auth", "http"] as const) {
-    if (known[key] === given[key] || given[key] === undefined) continue;
+  for (const key of ["pgport", "nodename", "auth", "tls", "hba", "http"] as const) {
+    if (given[key] === undefined || Bun.deepEquals(known[key], given[key])) continue;
     throw new AppError(
       "conflict",
       "this data directory has a monitor already, with other settings",
       {
-        detail: { setting: key, is: known[key], given: given[key] },
+        detail: { setting: key, is: settingText(known[key]), given: settingText(given[key]) },
         hint: "Give the same flags, or drop the monitor first: roles/monitor.ts drop --pgdata DIR.",
       },
     );
@@ -184,11 +216,12 @@ function refuseOtherSettings(known: MonitorConfig, given: MonitorConfig): void {
 }
 
 /** @returns "created", or "existed" when this very monitor was there already */
-export async function createMonitor(config: MonitorConfig): Promise<"created" | "existed"> {
-  const paths = nodePaths(config.pgdata);
+export async function createMonitor(wanted: MonitorConfig): Promise<"created" | "existed"> {
+  const paths = nodePaths(wanted.pgdata);
+  const ours = existsSync(paths.monitorConfig);
+  const config = ours ? { ...loadMonitorConfig(wanted.pgdata), pgctl: wanted.pgctl } : wanted;
   const binaries = await findBinaries({ pgctl: config.pgctl });
   const version = dataVersion(config.pgdata);
-  const ours = existsSync(paths.monitorConfig);
   if (version !== undefined && !ours) {
     throw new AppError("conflict", "the data directory holds a cluster that is not a monitor", {
       detail: { pgdata: config.pgdata },
@@ -201,11 +234,12 @@ export async function createMonitor(config: MonitorConfig): Promise<"created" | 
       hint: "Name the right binaries with --pgctl.",
     });
   }
-  if (ours) refuseOtherSettings(loadMonitorConfig(config.pgdata), config);
+  if (ours) refuseOtherSettings(config, wanted);
   const vacant = !existsSync(config.pgdata) || readdirSync(config.pgdata).length === 0;
   makeNodeDirectory(paths);
-  saveConfig(paths.monitorConfig, config);
   try {
+    await prepareTls(config.tls, config.nodename);
+    saveConfig(paths.monitorConfig, config);
     if (version === undefined) {
       log.info(`Initialising a PostgreSQL cluster at "${config.pgdata}"`);
       await initdb({ binaries, pgdata: config.pgdata, timeoutMs: 120_000 });
@@ -234,24 +268,37 @@ const PORT_PATIENCE_MS = 5000;
  * @param leave ends it at once; PostgreSQL stays, and the next run adopts it
  */
 export async function runMonitor(
-  config: MonitorConfig,
-  { stop, leave }: { readonly stop: AbortSignal; readonly leave: AbortSignal },
+  { pgdata, http }: MonitorConfig,
+  {
+    stop,
+    leave,
+    onReload,
+  }: {
+    readonly stop: AbortSignal;
+    readonly leave: AbortSignal;
+    readonly onReload: (reload: () => void) => void;
+  },
 ): Promise<void> {
+  onReload(() => {
+    log.info("Reloading the settings");
+    reconfigure(pgdata).catch((error: unknown) => log.error(errorText(error)));
+  });
   const signal = AbortSignal.any([stop, leave]);
   const started = monotonicMs();
   let failures = 0;
   let wasReady = false;
   const overview: Overview = { isServing: false, groups: new Map() };
   using _http =
-    config.http === undefined
+    http === undefined
       ? undefined
       : serveHttp(
-          parseHttpAddress(config.http),
+          parseHttpAddress(http),
           (path) => monitorReply(overview, path, monotonicMs()),
           log,
         );
   while (!signal.aborted) {
     try {
+      const config = loadMonitorConfig(pgdata);
       configure(config);
       const server = await startInstance(config, signal);
       await prepareDatabase(config);
@@ -272,8 +319,32 @@ export async function runMonitor(
     }
   }
   if (leave.aborted) return;
-  await stopServer(config.pgdata, STOP_BOUNDS);
+  await stopServer(pgdata, STOP_BOUNDS);
   log.info("PostgreSQL of the monitor is stopped");
+}
+
+/** What monitor.json says now, in force. */
+async function reconfigure(pgdata: string): Promise<void> {
+  const config = loadMonitorConfig(pgdata);
+  configure(config);
+  await queryOnce(targetOf(postmasterOf(config), "postgres"), "select pg_reload_conf()");
+}
+
+/**
+ * Changes how the monitor encrypts, at once where it runs. Keepers whose URI has no sslmode use TLS as soon as it's there.
+ *
+ * @param tls undefined: no TLS of ours
+ */
+export async function changeMonitorTls(pgdata: string, tls: TlsConfig | undefined): Promise<void> {
+  const { tls: _, ...rest } = loadMonitorConfig(pgdata);
+  const config: MonitorConfig = { ...rest, ...(tls && { tls }) };
+  await prepareTls(tls, config.nodename);
+  saveConfig(nodePaths(pgdata).monitorConfig, config);
+  if (livePostmaster(pgdata) === undefined) return;
+  const pid = lockHolder(nodePaths(pgdata).lock);
+  if (pid !== undefined && pid > 1) process.kill(pid, "SIGHUP");
+  else await reconfigure(pgdata);
+  await awaitTls(targetOf(postmasterOf(config), "postgres"), tls !== undefined);
 }
 
 export async function removeMonitor(config: MonitorConfig): Promise<void> {

@@ -3,6 +3,7 @@ import { createHash, createHmac, pbkdf2Sync, randomBytes } from "node:crypto";
 import { delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, invariant } from "../sys/errors.ts";
 import { readIfExists } from "../sys/files.ts";
+import { waitUntil } from "../sys/retry.ts";
 import type { Db, Target } from "../sys/sql.ts";
 import { queryOnce, sqlState } from "../sys/sql.ts";
 import { readProcess } from "./processes.ts";
@@ -72,7 +73,8 @@ export function localTarget(
   };
   // A name that begins with @ is a socket outside the file system, which our client can't open.
   const host = socketDir.startsWith("/") ? socketDir : (everywhere[listen] ?? listen);
-  return { host, port, ...login, connectTimeoutMs: CONNECT_TIMEOUT_MS };
+  const target = { host, port, ...login, connectTimeoutMs: CONNECT_TIMEOUT_MS };
+  return host.startsWith("/") ? target : { ...target, ssl: { mode: "prefer" } };
 }
 
 /*
@@ -255,6 +257,25 @@ export async function reload(db: Db): Promise<void> {
     }
     await delay(2);
   }
+}
+
+const TLS_TIMEOUT_MS = 10_000;
+
+/**
+ * Waits until new sessions find TLS on, or off.
+ *
+ * @throws {AppError} timeout: whoever was told has not done it, or PostgreSQL has refused its files
+ */
+export async function awaitTls(target: Target, on: boolean): Promise<void> {
+  const wanted = async (): Promise<true | undefined> => {
+    const [row] = await queryOnce<{ ssl: string }>(target, "SELECT current_setting('ssl') AS ssl");
+    return row?.ssl === (on ? "on" : "off") || undefined;
+  };
+  await waitUntil(wanted, {
+    timeoutMs: TLS_TIMEOUT_MS,
+    everyMs: 50,
+    what: `PostgreSQL to turn TLS ${on ? "on" : "off"}; its log says what is in the way`,
+  });
 }
 
 /** As `reload`, for who needn't know when: new sessions have it from the postmaster's next turn on. */

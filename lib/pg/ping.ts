@@ -24,6 +24,10 @@ function startupMessage({ user, database }: PingTarget): Buffer {
   return Buffer.concat([head, body]);
 }
 
+/** @see PostgreSQL docs, "Message Formats": AuthenticationOk */
+const isLogin = (answer: Buffer): boolean =>
+  answer.length >= 9 && answer[0] === 0x52 && answer.readInt32BE(5) === 0;
+
 /**
  * Connects, says who it is, and takes whatever the server says to that as a sign of life: a backend
  * was forked and spoke. A refusal ("too many clients", "starting up", a login that isn't let in)
@@ -48,9 +52,11 @@ export function ping(target: PingTarget, timeoutMs: number): Promise<Ping> {
         socket = opened;
         opened.write(startupMessage(target));
       },
-      data(opened) {
+      data(opened, answer) {
         settle("answered");
-        opened.end(TERMINATE);
+        // asked for a password it waits for nothing else, and would log a good-bye as an error
+        if (isLogin(answer)) opened.end(TERMINATE);
+        else opened.end();
       },
       // accepted by the kernel, and closed without a word: the server is going or gone
       close: () => settle("refused"),

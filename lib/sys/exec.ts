@@ -107,7 +107,8 @@ function spawn(
   }
   try {
     return Bun.spawn(argv, {
-      env: { ...process.env, ...env, LC_ALL: "C", LANGUAGE: undefined },
+      // PGPASSWORD is of this process's own login: libpq would take it for any other too
+      env: { ...process.env, PGPASSWORD: undefined, ...env, LC_ALL: "C", LANGUAGE: undefined },
       stdin: input === undefined ? "ignore" : Buffer.from(input),
       stdout: "pipe",
       stderr: "pipe",

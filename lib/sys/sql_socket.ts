@@ -4,6 +4,7 @@ import { isIP, type NetConnectOpts, connect as netConnect, type Socket } from "n
 import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
 import { errorText } from "./errors.ts";
 import { connectionError, type Ssl, sqlState, type Target } from "./sql_target.ts";
+import { currentSsl } from "./sql_tls.ts";
 
 /** TCP keepalive of an idle connection starts after this time. */
 const KEEPALIVE_MS = 2000;
@@ -17,6 +18,7 @@ export async function openSocket(target: Target, signal: AbortSignal): Promise<S
   const sockets: Socket[] = [];
   try {
     signal.throwIfAborted();
+    const ssl = currentSsl(target);
     const plain = netConnect(address(target));
     sockets.push(plain);
     plain.on("error", give);
@@ -28,7 +30,7 @@ export async function openSocket(target: Target, signal: AbortSignal): Promise<S
       plain.setNoDelay(true);
       plain.setKeepAlive(true, KEEPALIVE_MS);
     }
-    const mode = target.ssl?.mode ?? "disable";
+    const { mode } = ssl;
     if (mode === "disable" || target.host.startsWith("/")) return plain;
     plain.write(SSL_REQUEST);
     const [answer] = (await event(plain, "data", failed.signal)) as [Buffer];
@@ -39,7 +41,7 @@ export async function openSocket(target: Target, signal: AbortSignal): Promise<S
     // Somebody in between could have put it there, to be taken for what comes through the tunnel.
     if (answer.length > 1)
       throw connectionError("TLS_FAILED", target, "clear text before encryption");
-    const secure = tlsConnect({ socket: plain, ...tlsOptions(target, target.ssl ?? { mode }) });
+    const secure = tlsConnect({ socket: plain, ...tlsOptions(target, ssl) });
     sockets.push(secure);
     secure.on("error", give);
     secure.on("close", () =>
@@ -56,13 +58,14 @@ export async function openSocket(target: Target, signal: AbortSignal): Promise<S
   }
 }
 
+const CRL = /-----BEGIN X509 CRL-----[^-]+-----END X509 CRL-----/g;
 const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
 
 function address({ host, port }: Target): NetConnectOpts {
   return host.startsWith("/") ? { path: `${host}/.s.PGSQL.${port}` } : { host, port };
 }
 
-function tlsOptions({ host }: Target, { mode, ca, cert, key }: Ssl): ConnectionOptions {
+function tlsOptions({ host }: Target, { mode, ca, crl, cert, key }: Ssl): ConnectionOptions {
   const verify = mode === "verify-ca" || mode === "verify-full";
   return {
     host,
@@ -70,6 +73,8 @@ function tlsOptions({ host }: Target, { mode, ca, cert, key }: Ssl): ConnectionO
     rejectUnauthorized: verify,
     ...(mode === "verify-full" ? {} : { checkServerIdentity: () => undefined }),
     ...(verify && ca !== undefined ? { ca } : {}),
+    // of a text with several lists Bun reads the first only
+    ...(verify && crl !== undefined ? { crl: crl.match(CRL) ?? [crl] } : {}),
     ...(cert === undefined ? {} : { cert }),
     ...(key === undefined ? {} : { key }),
   };

@@ -2,15 +2,19 @@
 
 import { AppError, type Detail } from "./errors.ts";
 
+/** libpq's modes of encryption, from none to a verified host. */
+export const SSL_MODES = ["disable", "prefer", "require", "verify-ca", "verify-full"] as const;
+
 /**
- * Encryption, with libpq's modes; `ca`, `cert` and `key` are PEM texts, not paths.
+ * Encryption, with libpq's modes; `ca`, `crl`, `cert` and `key` are PEM texts, not paths.
  *
  * `require` does not verify, `verify-ca` checks the chain (with `ca`, else the system's authorities), `verify-full` also
  * that the certificate names the host. `prefer` goes on in clear text when the server has no TLS.
  */
 export type Ssl = {
-  readonly mode: "disable" | "prefer" | "require" | "verify-ca" | "verify-full";
+  readonly mode: (typeof SSL_MODES)[number];
   readonly ca?: string | undefined;
+  readonly crl?: string | undefined;
   readonly cert?: string | undefined;
   readonly key?: string | undefined;
 };
@@ -24,10 +28,13 @@ export type Target = {
   readonly database: string;
   /** Without one, `passwordFor` is asked when the server wants it. */
   readonly password?: string | undefined;
+  /** A file in which `passwordFor` looks last. */
+  readonly passfile?: string | undefined;
   readonly applicationName: string;
   /** From the first packet until the server is ready for queries. */
   readonly connectTimeoutMs: number;
-  readonly ssl?: Ssl | undefined;
+  /** A function is asked for each connection. */
+  readonly ssl?: Ssl | (() => Ssl) | undefined;
   /** Startup parameters, e.g. `statement_timeout`. */
   readonly settings?: Readonly<Record<string, string>> | undefined;
 };

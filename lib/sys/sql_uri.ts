@@ -50,6 +50,41 @@ export function parseUri(uri: string): ParsedUri {
   return { host, port, user, database, ...(password === undefined ? {} : { password }), params };
 }
 
+/** Takes away what a URI says of encryption, for `withUriParams`. */
+export const NO_TLS_PARAMS = {
+  sslmode: undefined,
+  sslrootcert: undefined,
+  sslcrl: undefined,
+  sslcert: undefined,
+  sslkey: undefined,
+};
+
+/**
+ * The URI with these parameters; undefined takes one away.
+ *
+ * @param instead also where the URI says something else
+ */
+export function withUriParams(
+  uri: string,
+  params: Readonly<Record<string, string | undefined>>,
+  instead = false,
+): string {
+  parseUri(uri);
+  const [start = "", query = ""] = uri.trim().split(/\?(.*)/s);
+  const there = new Map(
+    query
+      .split("&")
+      .filter((pair) => pair !== "")
+      .map((pair) => [decode(pair.split("=")[0] ?? ""), pair]),
+  );
+  for (const [key, value] of Object.entries(params)) {
+    if (there.has(key) && !instead) continue;
+    if (value === undefined) there.delete(key);
+    else there.set(key, `${key}=${encodeURIComponent(value)}`);
+  }
+  return there.size === 0 ? start : `${start}?${[...there.values()].join("&")}`;
+}
+
 function portNumber(text: string): number {
   if (text === "") return 5432;
   const port = /^\d{1,5}$/.test(text) ? Number(text) : 0;

@@ -60,7 +60,7 @@ beforeEach(async () => {
 afterEach(async () => {
   await group.own.query(
     `truncate pgautofailover.node, pgautofailover.event, pgautofailover.timeline_history, pgautofailover."group",
-       pgautofailover.formation restart identity`,
+       pgautofailover.formation restart identity cascade`,
   );
   await group.own.query("insert into pgautofailover.formation (formationid) values ('default')");
 });

@@ -2,6 +2,7 @@
 import { expect } from "bun:test";
 import { migrate } from "../../lib/monitor/instance.ts";
 import { MIGRATIONS } from "../../lib/monitor/schema/migrations.ts";
+import { queryOnce } from "../../lib/sys/sql.ts";
 import { waitFor } from "../helpers/wait.ts";
 import {
   healthyGroup,
@@ -251,6 +252,7 @@ story(here, "autoctl_node calls and reads, and can do nothing else", async (worl
   const monitor = await monitorOf(world);
   const db = monitor.open("autoctl_node");
   await register(db, {});
+  await queryOnce(monitor.target, "create table public.theirs (id int)");
   for (const table of [
     "node",
     "formation",
@@ -273,6 +275,11 @@ story(here, "autoctl_node calls and reads, and can do nothing else", async (worl
     "create table pgautofailover.mine (id int)",
     "insert into pgautofailover.removed_node (nodeid, identity) select nodeid, identity from pgautofailover.node",
     "select pg_read_file('/etc/passwd')",
+    "select * from pgautofailover_private.replication_secret",
+    "select pgautofailover.answer(1)",
+    "create table public.mine (id int)",
+    "create temporary table mine (id int)",
+    "select * from theirs",
   ]) {
     expect({ forbidden, state: await refusal(db.query(forbidden)) }).toEqual({
       forbidden,
@@ -281,6 +288,69 @@ story(here, "autoctl_node calls and reads, and can do nothing else", async (worl
   }
   await monitor.close();
 });
+
+story(
+  here,
+  "a node's report, and the replication password, take what only the node knows",
+  async (world) => {
+    const monitor = await monitorOf(world);
+    const db = monitor.open("autoctl_node");
+    const first = await register(db, { system: "7000000000000000001" });
+    const second = await register(db, { port: 5002, identity: NODE_B });
+    expect(first.secret?.password).toHaveLength(64);
+    expect(second.secret).toEqual(first.secret);
+    const known = { secretId: first.secret?.id };
+    const a = (reportNo: bigint, more = {}) =>
+      report(db, 1, { reportNo, identity: NODE_A, ...known, ...more });
+    expect((await a(1n)).secret).toBeUndefined();
+    expect((await a(2n, { secretId: NODE_B })).secret).toEqual(first.secret);
+
+    // all that can be read
+    const tables = await db.query<{ name: string }>(
+      `select format('%I.%I', n.nspname, c.relname) as name
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.relkind in ('r', 'v') and has_schema_privilege(n.oid, 'usage')
+          and (n.nspname not in ('pg_catalog', 'information_schema') or c.relname = 'pg_stat_activity')
+          and has_table_privilege(c.oid, 'select') order by 1`,
+    );
+    expect(tables.map(({ name }) => name)).toContain("pgautofailover.node");
+    let text = "";
+    for (const { name } of tables) text += JSON.stringify(await db.query(`select * from ${name}`));
+    for (const secret of [NODE_A, NODE_B, first.secret?.password ?? ""]) {
+      expect(text).not.toContain(secret);
+      expect(text).not.toContain(secret.replaceAll("-", ""));
+    }
+    const [row] = await db.query<{ identity: Buffer }>(
+      "select identity from pgautofailover.node where nodeid = 1",
+    );
+    const digest = row?.identity.toString("hex") ?? "";
+    for (const identity of [
+      NODE_B,
+      `${digest.slice(0, 8)}-${digest.slice(8, 12)}-4000-8000-${digest.slice(0, 12)}`,
+    ]) {
+      expect(await refusal(report(db, 1, { reportNo: 9n, identity }))).toBe("PA012");
+    }
+    expect(await refusal(report(db, 1, { reportNo: 9n, identity: undefined as never }))).toBe(
+      "PA012",
+    );
+    expect(await refusal(a(9n, { systemIdentifier: "8" }))).toBe("PA004");
+
+    const rotate = (password: string | null) =>
+      db.query("select pgautofailover.set_replication_password('default', 0, $1)", [password]);
+    await rotate(null);
+    const generated = (await a(10n)).secret;
+    expect(generated?.password).toHaveLength(64);
+    expect(generated?.password).not.toBe(first.secret?.password);
+    await rotate("it's:a\\secret");
+    expect((await a(11n)).secret?.password).toBe("it's:a\\secret");
+    expect(await refusal(rotate("two\nlines"))).toBe("PA009");
+    expect(await refusal(rotate(""))).toBe("PA009");
+    const events = await db.query("select * from pgautofailover.event");
+    expect(JSON.stringify(events)).toContain("The replication password of group 0 was changed");
+    expect(JSON.stringify(events)).not.toContain("secret");
+    await monitor.close();
+  },
+);
 
 story(here, "migrations run once, in order, and never backwards", async (world) => {
   const monitor = await monitorOf(world);

@@ -43,13 +43,20 @@ export class Cluster implements AsyncDisposable {
   monitor: Service;
   readonly nodes: Service[] = [];
   /** The password of the monitor's database, where it wants one. */
-  protected monitorLogin: { password?: string } = {};
+  protected monitorLogin: { password?: string; ssl?: Record<string, unknown> } = {};
   readonly #placeOf: (label: string) => Place;
   #client: Client | undefined;
   readonly #killOnExit = () => void killUnder(this.base);
 
-  /** @param options placeOf: the host of each service, by its label */
-  constructor(label: string, options: { auth?: string; placeOf?: (label: string) => Place } = {}) {
+  /** @param options placeOf: the host of each service, by its label; flags: of the monitor's `create` */
+  constructor(
+    label: string,
+    options: {
+      auth?: string;
+      placeOf?: (label: string) => Place;
+      flags?: (base: string) => readonly string[];
+    } = {},
+  ) {
     this.base = mkdtempSync(join(tmpdir(), `pgaf-${label}-`));
     chmodSync(this.base, 0o755);
     giveTo(this.owner, this.base);
@@ -69,7 +76,10 @@ export class Cluster implements AsyncDisposable {
       port: freePort(),
       env: this.env,
       login: this.login,
-      createFlags: ["--nodename", place.host, "--auth", options.auth ?? "trust"],
+      createFlags: [
+        ...["--nodename", place.host, "--auth", options.auth ?? "trust"],
+        ...(options.flags?.(this.base) ?? []),
+      ],
       place,
     });
   }

@@ -209,13 +209,10 @@ function findObstacle(): string | undefined {
   }
 }
 
-const REPLICATOR = "pgautofailover_replicator";
-
 /**
  * A cluster whose services have a host each.
  *
- * Nodes on other hosts log in by password. The monitor makes one for itself; that of the replicating
- * login is the operator's to hand out, and this cluster does it: one password file for all.
+ * Nodes on other hosts log in by password: the monitor's file of it is handed out to all.
  */
 export class NetnsCluster extends Cluster {
   readonly network: Network;
@@ -245,7 +242,7 @@ export class NetnsCluster extends Cluster {
     const own = join(this.env["XDG_DATA_HOME"] ?? "", "pg_auto_failover", this.monitor.pgdata);
     const line = readFileSync(join(own, "autoctl_node.pgpass"), "utf8").trim();
     this.monitorLogin = { password: line.split(":").at(-1) ?? "" };
-    writeFileSync(this.passwords, `${line}\n*:*:*:${REPLICATOR}:${this.#secret}\n`);
+    writeFileSync(this.passwords, `${line}\n`);
     chmodSync(this.passwords, 0o600);
     giveTo(this.owner, this.passwords);
   }
@@ -258,12 +255,7 @@ export class NetnsCluster extends Cluster {
     return node;
   }
 
-  readonly #secret = crypto.randomUUID();
-
-  /**
-   * Lets the test in by lines of its own, and gives the replicating login its password. Both get to
-   * the other nodes with their base backups.
-   */
+  /** Lets the test in by lines of its own, which get to the other nodes with their base backups. */
   async #openDoors(node: Service): Promise<void> {
     const file = join(node.pgdata, "pg_hba.conf");
     const end = "# pg_auto_failover: end\n";
@@ -272,7 +264,7 @@ export class NetnsCluster extends Cluster {
     writeFileSync(file, readFileSync(file, "utf8").replace(end, `${end}${ours}`));
     signal(node.requirePostmaster(), "SIGHUP");
     await waitFor("the first node to let the test in", 5000, async () => {
-      await node.ask(`alter role ${REPLICATOR} password '${this.#secret}'`);
+      await node.ask("select 1");
       return true;
     });
   }

@@ -9,7 +9,12 @@ import { within } from "./wait.ts";
 
 export type Address = { host: string; port: number };
 export type Row = Record<string, unknown>;
-export type Login = { user: string; database?: string; password?: string };
+export type Login = {
+  user: string;
+  database?: string;
+  password?: string;
+  ssl?: Record<string, unknown>;
+};
 
 export type Client = {
   query(text: string, params?: readonly unknown[], timeoutMs?: number): Promise<Row[]>;
@@ -24,6 +29,7 @@ export function openClient({ host, port }: Address, login: Login): Client {
     user: login.user,
     database: login.database ?? "postgres",
     ...(login.password === undefined ? {} : { password: login.password }),
+    ...(login.ssl === undefined ? {} : { ssl: login.ssl }),
     max: 1,
     fetch_types: false,
     prepare: false,

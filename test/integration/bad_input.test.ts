@@ -353,9 +353,13 @@ test("a wrong password: refused, without showing it", async () => {
   expectRefusal(wrong, { code: 6, says: /password|login/ });
   expect(wrong.stderr).not.toContain("s3cret");
   const inUri = guarded.monitorUri.replace("autoctl_node@", "autoctl_node:s3cret-but-wrong@");
-  const wrongUri = await runRole("state", ["show", "--monitor", inUri], { env: guarded.env });
+  const wrongUri = await runRole("state", ["show"], {
+    env: { ...guarded.env, PG_AUTOCTL_MONITOR: inUri },
+  });
   expectRefusal(wrongUri, { code: 6, says: /password|login/ });
-  expect(wrongUri.stderr).not.toContain("s3cret");
+  const onLine = await runRole("state", ["show", "--monitor", inUri], { env: guarded.env });
+  expectRefusal(onLine, { code: 2, says: /password must not stand on a command line/ });
+  for (const { stderr } of [wrongUri, onLine]) expect(stderr).not.toContain("s3cret");
   const none = await runRole("state", ["show", "--monitor", guarded.monitorUri], {
     env: guarded.env,
   });

@@ -17,6 +17,7 @@ import {
   nodeDirectory,
   nodePaths,
   parsePort,
+  parseSecurity,
   removeNodeDirectory,
   requireMonitorUri,
   resolvePgdata,
@@ -82,6 +83,35 @@ describe("flags and environment", () => {
     expect(resolvePgdata(undefined)).toBe(real);
     delete process.env["PGDATA"];
     expect(kindOf(() => resolvePgdata(undefined))).toBe("usage");
+  });
+
+  test("authentication and TLS: what belongs together, and what contradicts", () => {
+    const of = (flags: object) => parseSecurity({ auth: "trust", ...flags }, "/own");
+    const files = { serverCert: "/c", serverKey: "/k" };
+    expect(of({})).toEqual({ auth: "trust" });
+    expect(of({ noSsl: true, pgHbaLan: true })).toEqual({ auth: "trust", hba: "lan" });
+    expect(of({ sslSelfSigned: true }).tls).toEqual({
+      ...{ mode: "require", selfSigned: true, cert: "/own/server.crt", key: "/own/server.key" },
+    });
+    expect(of({ ...files }).tls?.mode).toBe("require");
+    expect(of({ ...files, sslCaFile: "ca" }).tls).toEqual({
+      ...{ mode: "verify-full", selfSigned: false, cert: "/c", key: "/k" },
+      ca: join(process.cwd(), "ca"),
+    });
+    for (const wrong of [
+      { sslMode: "require" },
+      { sslSelfSigned: true, noSsl: true },
+      { sslSelfSigned: true, ...files },
+      { sslSelfSigned: true, sslMode: "verify-full" },
+      { ...files, sslMode: "verify-ca" },
+      { serverCert: "/c" },
+      { sslCaFile: "/ca" },
+      { auth: "cert" },
+      { auth: "cert", sslSelfSigned: true },
+      { skipPgHba: true, pgHbaLan: true },
+    ]) {
+      expect({ wrong, kind: kindOf(() => of(wrong)) }).toEqual({ wrong, kind: "usage" });
+    }
   });
 
   test("the monitor's URI", () => {

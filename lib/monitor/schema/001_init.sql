@@ -3,6 +3,12 @@
 
 create schema pgautofailover;
 grant usage on schema pgautofailover to autoctl_node;
+-- what no login may read, whatever is granted in the other one
+create schema pgautofailover_private;
+revoke create on schema public from public;
+do $$ begin
+    execute format('revoke temporary on database %I from public', current_database());
+end $$;
 
 create table pgautofailover.formation (
     formationid          text primary key,
@@ -52,6 +58,18 @@ create table pgautofailover."group" (
     primary key (formationid, groupid)
 );
 
+-- The password with which a group's nodes replicate from each other. Each is told it with the answer to a report of its
+-- own. No constraint on its value: a failing row would be printed to the log.
+create table pgautofailover_private.replication_secret (
+    formationid  text not null,
+    groupid      int not null,
+    secretid     uuid not null default gen_random_uuid(),
+    -- 244 random bits
+    password     text not null default replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', ''),
+    primary key (formationid, groupid),
+    foreign key (formationid, groupid) references pgautofailover."group" on delete cascade
+);
+
 -- The timelines of each group, where each left its parent, and by whose promotion.
 create table pgautofailover.timeline_history (
     formationid  text not null,
@@ -74,7 +92,8 @@ create table pgautofailover.node (
     nodehost           text not null,
     nodeport           int not null check (nodeport between 1 and 65535),
     sysidentifier      numeric,
-    identity           uuid not null unique,
+    -- SHA-256 of what only the node itself knows: whoever may read this table can't speak in its name
+    identity           bytea not null unique,
     goalstate          text not null default 'init',
     goalversion        bigint not null default 1,
     goaltime           timestamptz not null default clock_timestamp(),
@@ -125,7 +144,7 @@ create table pgautofailover.node (
 -- to a later state of this monitor, which has been restored from a backup: it is told only that it isn't known.
 create table pgautofailover.removed_node (
     nodeid     bigint not null,
-    identity   uuid primary key,
+    identity   bytea primary key,
     removedat  timestamptz not null default clock_timestamp()
 );
 create function pgautofailover.remember_removed() returns trigger
@@ -191,8 +210,14 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
         'fastForwardTimeoutMs', (f).fast_forward_timeout_ms, 'switchoverTimeoutMs', (f).switchover_timeout_ms);
 $$;
 
+create function pgautofailover.identity_digest(identity uuid) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(uuid_send(identity));
+$$;
+
 -- What a keeper needs to know after a report; everything is read at one moment.
-create function pgautofailover.answer(node_id bigint) returns jsonb
+-- known_secret: the replication password that it has; another one is told.
+create function pgautofailover.answer(node_id bigint, known_secret text default null) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
     select jsonb_build_object(
         'nodeId', n.nodeid, 'groupId', n.groupid, 'name', n.nodename,
@@ -206,6 +231,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
                 order by p.nodeid), '[]')
             from pgautofailover.node p
             where p.formationid = n.formationid and p.groupid = n.groupid and p.nodeid <> n.nodeid))
+        || coalesce((select jsonb_build_object('secret', jsonb_build_object('id', s.secretid, 'password', s.password))
+            from pgautofailover_private.replication_secret s
+            where s.formationid = n.formationid and s.groupid = n.groupid
+              and s.secretid::text is distinct from known_secret), '{}')
     from pgautofailover.node n
     join pgautofailover.formation f using (formationid)
     join pgautofailover."group" g using (formationid, groupid)
@@ -263,7 +292,7 @@ begin
     perform pgautofailover.check_name('database', coalesce(dbname, 'postgres'));
 
     -- the same node again, after an interrupted create
-    select * into node from pgautofailover.node n where n.identity = node_identity;
+    select * into node from pgautofailover.node n where n.identity = pgautofailover.identity_digest(node_identity);
     if found then
         if (node.formationid, node.nodehost, node.nodeport) is distinct from (formation_id, node_host, node_port) then
             raise exception 'this node is registered as %:% in formation "%"', node.nodehost, node.nodeport, node.formationid
@@ -288,6 +317,8 @@ begin
         delete from pgautofailover."group" g where g.formationid = formation_id and g.groupid = group_id;
     end if;
     insert into pgautofailover."group" (formationid, groupid) values (formation_id, group_id) on conflict do nothing;
+    insert into pgautofailover_private.replication_secret (formationid, groupid) values (formation_id, group_id)
+    on conflict do nothing;
 
     select * into other from pgautofailover.node n
     where n.formationid = formation_id and n.groupid = group_id and n.sysidentifier <> system_identifier limit 1;
@@ -313,7 +344,7 @@ begin
     insert into pgautofailover.node (nodeid, formationid, groupid, nodename, nodehost, nodeport, sysidentifier,
         identity, candidatepriority, replicationquorum)
     values (new_id, formation_id, group_id, coalesce(node_name, 'node_' || new_id), node_host, node_port,
-        system_identifier, node_identity, candidate_priority, replication_quorum)
+        system_identifier, pgautofailover.identity_digest(node_identity), candidate_priority, replication_quorum)
     returning * into node;
     -- with a second standby there is a choice of how many commits wait for
     update pgautofailover.formation f set number_sync_standbys = 1
@@ -338,6 +369,7 @@ declare
     sysid numeric := (report->>'systemIdentifier')::numeric;
     new_sync boolean;
     group_id int;
+    digest bytea := pgautofailover.identity_digest((report->>'identity')::uuid);
 begin
     perform pgautofailover.refuse_in_recovery();
     -- Whoever has been the primary tells what is, or was, in force there; a standby has nothing to say about it. The
@@ -351,8 +383,8 @@ begin
         perform pgautofailover.lock_group(formation_id, group_id);
     end if;
     select * into old from pgautofailover.node n where n.nodeid = node_id and n.formationid = formation_id for update;
-    if not found or old.identity <> (report->>'identity')::uuid then
-        if exists (select from pgautofailover.removed_node r where r.identity = (report->>'identity')::uuid) then
+    if not found or old.identity is distinct from digest then
+        if exists (select from pgautofailover.removed_node r where r.identity = digest) then
             raise exception 'node % was removed from formation "%"', node_id, formation_id using errcode = 'PA010';
         end if;
         raise exception 'the monitor does not know node % of formation "%"', node_id, formation_id using errcode = 'PA012';
@@ -418,7 +450,7 @@ begin
         if old.reportedstate <> old.goalstate or old.reportedstate in ('catchingup', 'wait_primary', 'fast_forward') then
             perform pg_notify('report', formation_id || '/' || old.groupid);
         end if;
-        return pgautofailover.answer(node_id);
+        return pgautofailover.answer(node_id, report->>'secretId');
     end if;
 
     if new_sync then
@@ -456,7 +488,7 @@ begin
     end if;
     perform pgautofailover.notify_state(new);
     perform pg_notify('report', formation_id || '/' || new.groupid);
-    return pgautofailover.answer(node_id);
+    return pgautofailover.answer(node_id, report->>'secretId');
 end $$;
 
 -- A sentence of a node's keeper about what is not the monitor's business, such as its hooks.
@@ -466,7 +498,7 @@ declare
     node pgautofailover.node;
 begin
     select * into node from pgautofailover.node n
-    where n.formationid = formation_id and n.nodeid = node_id and n.identity = node_identity;
+    where n.formationid = formation_id and n.nodeid = node_id and n.identity = pgautofailover.identity_digest(node_identity);
     if not found then
         raise exception 'the monitor does not know node % of formation "%"', node_id, formation_id using errcode = 'PA012';
     end if;
@@ -805,6 +837,33 @@ returns boolean language sql security definer set search_path = pg_catalog, pg_t
     select pgautofailover.set_formation(formation_id, 'number_sync_standbys', number_sync_standbys::text);
 $$;
 
+-- Gives the nodes of a group another password to replicate with. Each takes it up with its next report, the primary makes
+-- it the role's; what streams goes on. Left out: a generated one.
+create function pgautofailover.set_replication_password(formation_id text, group_id int, password text default null)
+returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    node pgautofailover.node;
+begin
+    if password is not null and (password = '' or password ~ '[\n\r]') then
+        raise exception 'a password is one line, and not empty' using errcode = 'PA009';
+    end if;
+    select * into node from pgautofailover.node n
+    where n.formationid = formation_id and n.groupid = group_id order by n.nodeid limit 1;
+    if not found then
+        raise exception 'formation "%" has no nodes in group %', formation_id, group_id using errcode = 'PA001';
+    end if;
+    perform pgautofailover.lock_group(formation_id, group_id);
+    delete from pgautofailover_private.replication_secret s where s.formationid = formation_id and s.groupid = group_id;
+    if password is null then
+        insert into pgautofailover_private.replication_secret (formationid, groupid) values (formation_id, group_id);
+    else
+        insert into pgautofailover_private.replication_secret (formationid, groupid, password)
+        values (formation_id, group_id, password);
+    end if;
+    perform pgautofailover.log_event(node, null, format('The replication password of group %s was changed', group_id));
+    return true;
+end $$;
+
 -- An operator's word on which timeline is the group's, where the monitor can't know: the one that this node is on. The
 -- history ends with it then, and the group goes on with this node.
 create function pgautofailover.accept_timeline(formation_id text, group_id int, node_name text)
@@ -915,5 +974,6 @@ grant execute on function pgautofailover.register_node, pgautofailover.node_acti
     pgautofailover.group_view, pgautofailover.perform_failover, pgautofailover.perform_promotion,
     pgautofailover.perform_switchover, pgautofailover.start_maintenance, pgautofailover.stop_maintenance,
     pgautofailover.set_node_candidate_priority, pgautofailover.set_node_replication_quorum, pgautofailover.set_formation,
-    pgautofailover.set_formation_number_sync_standbys, pgautofailover.accept_timeline to autoctl_node;
+    pgautofailover.set_formation_number_sync_standbys, pgautofailover.set_replication_password,
+    pgautofailover.accept_timeline to autoctl_node;
 grant select on all tables in schema pgautofailover to autoctl_node;

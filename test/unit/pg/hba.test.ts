@@ -3,7 +3,13 @@ import { chmodSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
-import { withHbaBlock, writeHbaBlock } from "../../../lib/pg/hba.ts";
+import {
+  localLines,
+  nodeLines,
+  tlsOnlyLines,
+  withHbaBlock,
+  writeHbaBlock,
+} from "../../../lib/pg/hba.ts";
 
 const made: string[] = [];
 afterEach(() => {
@@ -63,4 +69,28 @@ test("writeHbaBlock tells whether the file changed, and keeps its mode", () => {
   expect(writeHbaBlock(pgdata, OURS)).toBe(false);
   expect(readFileSync(path, "utf8")).toBe(withHbaBlock(THEIRS, OURS));
   expect(statSync(path).mode & 0o777).toBe(0o640);
+});
+
+test("without trust a node's login comes by TLS only, whatever the operator's lines allow", () => {
+  const access = { auth: "cert", type: "hostssl", lan: false } as const;
+  expect(nodeLines(access, "r", ["10.0.0.2/32"], ["replication", "postgres"])).toEqual([
+    "hostssl replication r 10.0.0.2/32 cert map=pgautofailover",
+    "hostssl postgres r 10.0.0.2/32 cert map=pgautofailover",
+  ]);
+  expect(tlsOnlyLines(access, "r")).toEqual(["hostnossl all,replication r all reject"]);
+  // people have passwords
+  expect(localLines(access, "localhost", "all", ["all"])[0]).toBe(
+    "hostssl all all 127.0.0.1/32 scram-sha-256",
+  );
+});
+
+test("trust is for this machine: others have a password asked of them", () => {
+  const access = { auth: "trust", type: "hostssl", lan: false } as const;
+  expect(nodeLines(access, "r", ["10.0.0.2/32"], ["postgres"])).toEqual([
+    "hostssl postgres r 10.0.0.2/32 scram-sha-256",
+  ]);
+  expect(localLines(access, "localhost", "all", ["all"])[0]).toBe(
+    "host all all 127.0.0.1/32 trust",
+  );
+  expect(tlsOnlyLines({ ...access, type: "host" }, "r")).toEqual([]);
 });

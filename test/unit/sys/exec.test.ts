@@ -39,6 +39,16 @@ describe("run", () => {
     expect(await run(["cat"], { timeoutMs })).toMatchObject({ code: 0, stdout: "" });
   });
 
+  test("a password that this process was given is nobody else's", async () => {
+    process.env["PGPASSWORD"] = "ours";
+    try {
+      const { stdout } = await run(sh("printenv PGPASSWORD || echo unset"), { timeoutMs });
+      expect(stdout).toBe("unset\n");
+    } finally {
+      delete process.env["PGPASSWORD"];
+    }
+  });
+
   test("lines of standard error come as they are written, also those that overwrite each other", async () => {
     const lines: string[] = [];
     const script = "printf 'a\\rb\\r\\nc\\n' >&2; printf 'ü d' >&2";

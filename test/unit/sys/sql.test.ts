@@ -14,6 +14,7 @@ import {
   quoteIdentifier,
   sqlState,
   type Target,
+  withUriParams,
 } from "../../../lib/sys/sql.ts";
 import { currentUser } from "../../../lib/sys/user.ts";
 
@@ -361,6 +362,19 @@ describe("parseUri", () => {
     }
     throw new Error("it was taken");
   });
+});
+
+test("withUriParams adds what isn't there, or sets it, and leaves the rest as it was written", () => {
+  const uri = "postgres://u@h:1/d?sslmode=require&x=%20";
+  expect(withUriParams(uri, { sslmode: "disable", passfile: "/a b" })).toBe(
+    `${uri}&passfile=%2Fa%20b`,
+  );
+  expect(withUriParams(uri, { sslmode: undefined, y: "?" }, true)).toBe(
+    "postgres://u@h:1/d?x=%20&y=%3F",
+  );
+  expect(withUriParams("postgres://u@h/d", {})).toBe("postgres://u@h/d");
+  expect(withUriParams("postgres://u@h/d?a=1", { a: undefined }, true)).toBe("postgres://u@h/d");
+  expect(() => withUriParams("http://h", {})).toThrow("bad connection string");
 });
 
 describe("passwordFor", () => {
