@@ -281,7 +281,7 @@ const MemoryShape = v.looseObject({
   version: Count,
   formations: v.array(KeptRowShape),
   roster: v.array(
-    v.strictObject({
+    v.looseObject({
       formation: v.string(),
       groupId: Count,
       nodeId: Id,
@@ -322,7 +322,7 @@ const TestimonyShape = v.looseObject({
   lsn: Bytes,
   promotion: orUndefined(PromotionShape),
   fenceMs: Count,
-  ancestry: v.array(v.strictObject({ timeline: Count, forkLsn: Bytes })),
+  ancestry: v.array(v.object({ timeline: Count, forkLsn: Bytes })),
   inForce: orUndefined(SyncSetShape),
   written: orUndefined(SyncSetShape),
   rejoins: v.boolean(),
