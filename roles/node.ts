@@ -138,7 +138,10 @@ const maintenance = defineCommand({
   },
   async run({ args }) {
     if (args.state !== "on" && args.state !== "off") {
-      throw new AppError("usage", "maintenance is on or off", { detail: { state: args.state } });
+      throw new AppError("usage", "maintenance is on or off", {
+        detail: { state: args.state },
+        hint: "Write maintenance on, or maintenance off.",
+      });
     }
     const on = args.state === "on";
     const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);

@@ -518,3 +518,138 @@ test("timeline and accept-timeline: the history, who left it, and whose holds", 
     },
   ]);
 });
+
+const REFUSED = 7;
+
+async function refuses(
+  [name, ...args]: [RoleName, ...string[]],
+  code: number,
+  sentence: RegExp,
+  hint: RegExp,
+): Promise<void> {
+  const outcome = await role(name, ...args);
+  expectRefusal(outcome, { code, says: sentence });
+  expect(outcome.stderr).toMatch(hint);
+}
+
+test("switchover: the request, what is in the way, and what can't be", async () => {
+  await refuses(
+    ["formation", "switchover", "--to", "node_1"],
+    REFUSED,
+    /is the primary/,
+    /--to|show/,
+  );
+  await refuses(["formation", "switchover", "--to", "nobody"], 6, /has no node .*nobody/, /show/);
+  await refuses(["formation", "switchover", "--group", "9"], 6, /no group 9/, /group/);
+  const waiting = role("formation", "switchover", "--to", "node_3", "--timeout", "20s", "--json");
+  await waitFor("the request", 5000, async () => (await group.row()).request !== undefined);
+  expect((await group.row()).request).toEqual({ target: 3, allowDataLoss: false, planned: true });
+  await refuses(["formation", "switchover"], REFUSED, /under way/, /explain/);
+  expect(await group.decide()).toBe("R330");
+  await group.says(1, {
+    ...PRIMARY,
+    state: "draining",
+    pgIsRunning: false,
+    shutdown: { lsn: "0/3000100", tookMs: 33 },
+  });
+  expect(await group.decide()).toContain("R331");
+  await group.says(3, { ...SECONDARY, state: "prepare_promotion", lsn: "0/3000100" });
+  expect(await group.decide()).toContain("R303");
+  await group.says(1, { state: "demote_timeout", pgIsRunning: false });
+  await group.says(3, {
+    state: "stop_replication",
+    inRecovery: false,
+    timeline: 2,
+    promotion: { timeline: 2, forkLsn: "0/3000100" },
+  });
+  expect(await group.decide()).toContain("R304");
+  await group.says(3, { state: "wait_primary", inRecovery: false, timeline: 2 });
+  const { code, stdout } = await waiting;
+  expect(code).toBe(0);
+  const { outageMs, ...answer } = JSON.parse(stdout);
+  expect(answer).toEqual({ nodeId: 3, name: "node_3", host: "localhost", port: 5003 });
+  expect(outageMs).toBeGreaterThanOrEqual(33);
+});
+
+test("switchover: one that fails is called off, and says so", async () => {
+  const waiting = role("formation", "switchover", "--to", "node_3", "--timeout", "20s");
+  await waitFor("the request", 5000, async () => (await group.row()).request !== undefined);
+  await group.decide();
+  await group.says(1, {
+    ...PRIMARY,
+    state: "draining",
+    pgIsRunning: false,
+    shutdown: { lsn: "0/3000100", tookMs: 33 },
+  });
+  await group.decide();
+  await group.says(3, { ...SECONDARY, state: "prepare_promotion", lsn: "0/3000000" });
+  expect(await group.decide()).toContain("R332");
+  await group.says(1, { ...PRIMARY, state: "wait_primary" });
+  const { code, stderr } = await waiting;
+  expect(code).toBe(3);
+  expect(stderr).toContain("the old primary goes on");
+});
+
+test("switchover: nobody to hand over to, or nobody who could", async () => {
+  await group.own.query("update pgautofailover.node set candidatepriority = 0");
+  await refuses(["formation", "switchover"], REFUSED, /no standby that could take over/, /explain/);
+  await group.own.query(
+    "update pgautofailover.node set goalstate = 'wait_primary' where nodeid = 1",
+  );
+  await refuses(
+    ["formation", "switchover", "--to", "node_2"],
+    REFUSED,
+    /no primary with a healthy secondary/,
+    /explain/,
+  );
+});
+
+test("maintenance: a standby is left out first, and what is refused", async () => {
+  await refuses(["node", "maintenance", "maybe", "--name", "node_2"], 2, /on or off/, /on|off/);
+  await refuses(
+    ["node", "maintenance", "on", "--name", "nobody"],
+    6,
+    /has no node .*nobody/,
+    /show/,
+  );
+  await refuses(
+    ["node", "maintenance", "on", "--name", "node_1"],
+    REFUSED,
+    /is the primary/,
+    /--allow-failover/,
+  );
+  const waiting = role("node", "maintenance", "on", "--name", "node_2", "--json");
+  await waitFor("the wish", 5000, async () => (await group.row()).nodes[1]?.maintenance === true);
+  expect(await group.decide()).toContain("R131");
+  await group.says(2, { ...SECONDARY, state: "catchingup" });
+  expect(await group.decide()).not.toContain("R132");
+  const set = (await group.row()).sync;
+  expect(set.members).toEqual([3]);
+  await group.says(1, { ...PRIMARY, state: "apply_settings", syncInForce: set });
+  expect(await group.decide()).toContain("R132");
+  await group.says(2, { state: "maintenance", pgIsRunning: false });
+  expect(JSON.parse((await waiting).stdout)).toEqual({
+    nodeId: 2,
+    name: "node_2",
+    state: "maintenance",
+  });
+  await says("formation", "set", "durability", "protection");
+  await refuses(
+    ["node", "maintenance", "on", "--name", "node_3"],
+    REFUSED,
+    /the last standby that commits can wait for/,
+    /durability/,
+  );
+  const back = role("node", "maintenance", "off", "--name", "node_2");
+  await waitFor(
+    "the wish to end",
+    5000,
+    async () => (await group.row()).nodes[1]?.maintenance === false,
+  );
+  expect(await group.decide()).toContain("R133");
+  await group.says(2, { ...SECONDARY, state: "catchingup" });
+  await group.says(1, PRIMARY);
+  expect(await group.decide()).toContain("R113");
+  await group.says(2, SECONDARY);
+  expect((await back).code).toBe(0);
+});
