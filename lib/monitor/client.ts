@@ -364,7 +364,7 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
     async standingOf(identity) {
       const rows = await ask(
         `select case when exists (select from pgautofailover.recovery) then 'recovering'
-           when exists (select from pgautofailover.node where identity = $1) then 'known' else 'unknown' end as value`,
+           when exists (select from pgautofailover.node where identity = sha256(uuid_send($1::uuid))) then 'known' else 'unknown' end as value`,
         [identity],
       );
       return single(rows) as "known" | "recovering" | "unknown";

@@ -9,7 +9,8 @@ create table pgautofailover.recovery (
 
 -- What each keeper knows, said again with each report that is refused.
 create table pgautofailover.testimony (
-    identity  uuid primary key,
+    -- a digest, as in the table of nodes, and so it stands in what is kept
+    identity  bytea primary key,
     at        timestamptz not null default clock_timestamp(),
     said      jsonb not null
 );
@@ -37,7 +38,9 @@ create trigger no_new_node_in_recovery before insert on pgautofailover.node
 create function pgautofailover.testify(node_identity uuid, testimony jsonb) returns void
 language sql security definer set search_path = pg_catalog, pg_temp as $$
     insert into pgautofailover.testimony as t (identity, said)
-    select node_identity, testimony from pgautofailover.recovery
+    select pgautofailover.identity_digest(node_identity), testimony || jsonb_build_object('identity',
+        '\x' || encode(pgautofailover.identity_digest(node_identity), 'hex'))
+    from pgautofailover.recovery
     on conflict (identity) do update set at = clock_timestamp(), said = excluded.said;
 $$;
 
