@@ -74,6 +74,33 @@ describe("blockedReason", () => {
     );
   });
 
+  test("a primary that hangs, and nobody can replace, is told of", () => {
+    const hung = ["1 wait_primary down hung", "2 catchingup behind-99999999"];
+    expect(reason(hung, { sync: NOBODY })).toContain('node 1 "node_1" is down');
+  });
+
+  test("a switchover waits until somebody can take over; nothing is in the way of one that goes on", () => {
+    const planned = { request: { planned: true } };
+    expect(reason(["1 primary", "2 secondary not-streaming"], planned)).toContain(
+      "the switchover that was asked for waits for a healthy secondary",
+    );
+    expect(reason(["1 primary", "2 secondary"], planned)).toBe("nothing");
+    expect(
+      reason(["1 primary>draining", "2 secondary", "3 secondary gone"], { ...TWO, ...planned }),
+    ).toBe("nothing");
+    expect(
+      reason(["1 draining ended-0", "2 secondary", "3 secondary gone"], { ...TWO, ...planned }),
+    ).toBe("nothing");
+  });
+
+  test("who may hold commits is in maintenance", () => {
+    expect(
+      reason(["1 primary gone", "2 secondary not-streaming", "3 maintenance maintained"], TWO),
+    ).toContain(
+      'node 3 "node_3" may hold acknowledged commits and is in maintenance (roles/node.ts maintenance off)',
+    );
+  });
+
   test("a server left the history: an operator has to say which holds", () => {
     const forked = ["1 primary gone", "2 secondary timeline-2", "3 secondary not-streaming"];
     expect(reason(forked, { ...TWO, disputed: true })).toBe(

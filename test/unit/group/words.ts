@@ -52,6 +52,8 @@ const WORDS: Readonly<Record<string, Partial<NodeView>>> = {
   "not-streaming": { streaming: false },
   /** A server that takes writes, whatever its keeper says. */
   writable: { inRecovery: false, streaming: false },
+  /** Its keeper is heard of, and a connection fails. */
+  hung: { health: "bad" },
   "without-wal": { lsn: 0n },
   "no-quorum": { replicationQuorum: false },
   "start-failed": { startFailures: 1 },
