@@ -1,5 +1,4 @@
 /** What this node keeps for a monitor that loses its memory, and what it says to one that has. */
-import { parseFile } from "../config.ts";
 import { parseLsn } from "../group/lsn.ts";
 import type { SyncSet } from "../group/view.ts";
 import type { MonitorClient } from "../monitor/client.ts";
@@ -17,7 +16,8 @@ function loadMemory(path: string): Memory | undefined {
   const text = readIfExists(path);
   if (text === undefined) return undefined;
   try {
-    return parseFile(path, text, parseMemory);
+    // its version is that of the monitor's memory, not of the file's format
+    return parseMemory(JSON.parse(text));
   } catch (error) {
     // it's a copy, which the monitor gives again
     log.warn(errorText(error));
