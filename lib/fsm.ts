@@ -63,7 +63,7 @@ export const FACTS = [
   "selfStalled", "selfForked", "selfQuorum", "selfSafe", "selfElected", "selfMustFetch", "selfFetched", "fetchFailed",
   "selfHeir", "selfInMaintenance", "selfExpendable",
   "sameTimeline", "caughtUp",
-  "primaryHealthy", "primaryDown", "primaryStopped", "primarySilent", "primaryReporting", "primaryStartable",
+  "primaryHealthy", "primaryPresent", "primaryDown", "primaryStopped", "primarySilent", "primaryReporting", "primaryStartable",
   "writesFenced",
 ] as const;
 export type Fact = (typeof FACTS)[number];
@@ -169,10 +169,10 @@ export const GROUP_RULES: readonly GroupRule[] = [
     why: "maintenance is over, and the primary is to be replaced" },
 
   // a standby is in trouble, the primary goes on without it
-  { id: "R201", self: [goal("secondary")], primary: [goal(...OPEN)], when: ["selfUnhealthy", "primaryHealthy"],
+  { id: "R201", self: [goal("secondary")], primary: [goal(...OPEN)], when: ["selfUnhealthy", "primaryPresent"],
     goals: { self: "catchingup" },
     why: "the secondary became unhealthy" },
-  { id: "R202", self: [goal("secondary")], primary: [goal(...OPEN)], when: ["selfStalled", "primaryHealthy"],
+  { id: "R202", self: [goal("secondary")], primary: [goal(...OPEN)], when: ["selfStalled", "primaryPresent"],
     goals: { self: "catchingup" },
     why: "the secondary no longer receives from the primary, though both are alive" },
   { id: "R203", self: [reported(...RECEIVING), goal(...RECEIVING)], primary: [reported(...OPEN), goal(...OPEN)],

@@ -44,6 +44,10 @@ function isGone(node: NodeView, policy: Policy): boolean {
   );
 }
 
+/** Healthy by a word that isn't late: one that is may be dead as well, and who has its commits must stay one of its set. */
+const isPresent = (node: NodeView, policy: Policy): boolean =>
+  isHealthy(node, policy) && node.reportAgeMs < 2 * policy.heartbeatMs;
+
 /** Not the complement of healthy: a node may be neither. */
 function isUnhealthy(node: NodeView, policy: Policy): boolean {
   return isReporting(node, policy) ? !node.pgRunning : isGone(node, policy);
@@ -211,6 +215,7 @@ function factsOf(self: NodeView, view: GroupView, shared: Shared): Set<Fact> {
       ["sameTimeline", self.timeline > 0 && self.timeline === primary.timeline],
       ["caughtUp", self.lsn > 0n && primary.lsn - self.lsn <= policy.caughtUpBytes],
       ["primaryHealthy", isHealthy(primary, policy)],
+      ["primaryPresent", isPresent(primary, policy)],
       ["primaryDown", isPrimaryDown(primary, view)],
       ["primaryStopped", isStopped(primary)],
       ["primarySilent", primary.reportAgeMs >= silentAfterMs(policy, primary)],

@@ -65,6 +65,7 @@ story(here, "a group is made, fails over and loses a node, goal by goal", async 
   await says(1, { state: "demote_timeout", pgIsRunning: false });
   await says(2, { state: "prepare_promotion", inRecovery: true });
   expect(await decide()).toBe("R303");
+  await says(1, { state: "demote_timeout", pgIsRunning: false });
   const promoted = {
     inRecovery: false,
     timeline: 2,

@@ -5,6 +5,7 @@
  */
 import { afterAll, expect, test } from "bun:test";
 import { Cluster } from "./cluster.ts";
+import { signal } from "./processes.ts";
 import type { Service } from "./service.ts";
 import type { Writer } from "./writer.ts";
 
@@ -59,6 +60,24 @@ export function onShared<T extends Cluster>(make: () => Promise<T>, declare: typ
       timeoutMs,
     );
   };
+}
+
+/**
+ * From here on the primary sends this standby nothing, and nobody has noticed yet.
+ *
+ * @returns what ends that: the process that sends goes on, or dies
+ */
+export async function freezeSender(
+  { cluster, primary }: Scene,
+  standby: Service,
+): Promise<(how: "SIGCONT" | "SIGKILL") => void> {
+  const state = (await cluster.states()).find(({ port }) => port === standby.port);
+  const name = `pgautofailover_standby_${state?.nodeId}`;
+  const text = "select pid from pg_stat_replication where application_name = $1";
+  const [row] = await primary.ask(text, [name]);
+  const pid = Number(row?.["pid"]);
+  signal(pid, "SIGSTOP");
+  return (how) => signal(pid, how);
 }
 
 async function play(cluster: Cluster, body: (scene: Scene) => Promise<void>): Promise<void> {

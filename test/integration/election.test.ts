@@ -1,7 +1,7 @@
 /** Three nodes: who is promoted when the primary dies, and when nobody is. */
 import { expect } from "bun:test";
 import { runRole } from "../helpers/command.ts";
-import { type Scene, scenariosOf } from "../helpers/scenario.ts";
+import { freezeSender, type Scene, scenariosOf } from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
 import { nowMs } from "../helpers/wait.ts";
 
@@ -10,14 +10,14 @@ const TIMEOUT_MS = 90_000;
 /** Longest time that clients may be without an acknowledgement; the bench measures the real ones. */
 const OUTAGE_LIMIT_MS = 3000;
 
-/** The standby receives nothing from here on, behind its keeper's back; commits go on with the other. */
-async function fallBehind({ cluster, writer }: Scene, standby: Service): Promise<void> {
-  await standby.ask("alter system set primary_conninfo = ''");
-  await standby.ask("select pg_reload_conf()");
-  await cluster.waitFor("its walreceiver to end", 3000, async () => {
-    return (await standby.ask("select 1 from pg_stat_wal_receiver")).length === 0;
-  });
-  await writer.waitForWrites(20, 3000);
+/** The standby receives nothing from here on, and commits go on with the other; yields how the primary dies then. */
+async function fallBehind(scene: Scene, standby: Service): Promise<() => void> {
+  const end = await freezeSender(scene, standby);
+  await scene.writer.waitForWrites(20, 3000);
+  return () => {
+    scene.primary.killPostgres();
+    end("SIGKILL");
+  };
 }
 
 scenario(
@@ -39,9 +39,9 @@ scenario(
 scenario("of equal priority, the most advanced standby takes over", TIMEOUT_MS, async (scene) => {
   const { cluster, primary, standbys, writer } = scene;
   const [behind = primary, ahead = primary] = standbys;
-  await fallBehind(scene, behind);
+  const die = await fallBehind(scene, behind);
   const mark = behind.mark();
-  primary.killPostgres();
+  die();
   await writer.waitForWrites(20, 10_000);
   expect(await cluster.healthy(20_000)).toBe(ahead);
   expect(behind.path(mark)).toEqual([
@@ -60,9 +60,9 @@ scenario(
     const { cluster, primary, standbys, writer } = scene;
     const [behind = primary, ahead = primary] = standbys;
     await cluster.setPriority(ahead, 0);
-    await fallBehind(scene, behind);
+    const die = await fallBehind(scene, behind);
     const mark = behind.mark();
-    primary.killPostgres();
+    die();
     await writer.waitForWrites(20, 10_000);
     expect(await cluster.healthy(20_000)).toBe(behind);
     expect(behind.path(mark).slice(0, 7)).toEqual([

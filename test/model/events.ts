@@ -51,7 +51,7 @@ type Kind = {
 const newKeeper = (n: Node): Keeper => ({
   frozen: false,
   thawed: false,
-  guard: "listens",
+  guard: n.pg.run === "down" ? "on" : "listens",
   contact: "never",
   contactAge: n.contactAge,
   trueContactAge: n.contactAge,
@@ -112,9 +112,10 @@ const isAgeing = ({ goal }: Row, { request, planned }: World["group"]): boolean 
 function tick(w: World, laws: Laws): void {
   if (w.monitorUp) w.watched = older(w.watched);
   if (w.group.request !== undefined) {
-    w.group.requestAge += 1;
     const isDraining = w.nodes.some(({ row }) => row?.goal === "draining");
-    if (w.group.requestAge > 6 && !(w.group.planned && isDraining)) w.group.request = undefined;
+    // one that is being carried out grows no older
+    if (!(w.group.planned && isDraining)) w.group.requestAge += 1;
+    if (w.group.requestAge > (w.coarse ? 1 : 6)) w.group.request = undefined;
   }
   for (const n of w.nodes) {
     const { row, keeper } = n;

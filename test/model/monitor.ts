@@ -76,7 +76,8 @@ export function record(w: World, n: Node, report: Report, credulous = false): vo
     ...row,
     ...said,
     reported,
-    confirmed: counts || row.confirmed,
+    // nothing else is made of it than of a stop
+    confirmed: (counts || row.confirmed) && STOPS.includes(reported),
     timeline: said.timeline || row.timeline,
     lsn: Math.max(said.lsn || row.lsn, keeps ? row.lsn : 0),
     inRecovery: said.inRecovery ?? row.inRecovery,

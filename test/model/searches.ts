@@ -17,18 +17,25 @@ function settledPair(
   });
 }
 
+const PLANNED: readonly EventName[] = [
+  "switchover",
+  "startMaintenance",
+  "stopMaintenance",
+  "stopByHand",
+];
 const OF_OPERATORS: readonly EventName[] = [
+  ...PLANNED,
   "strictFencing",
   "priority",
   "numberSync",
   "durability",
   "quorum",
   "writeByHand",
-  "switchover",
-  "startMaintenance",
-  "stopMaintenance",
-  "stopByHand",
 ];
+
+/** All that operators do but this. */
+const onlyOperators = (...names: EventName[]): EventName[] =>
+  EVENT_NAMES.filter((name) => kindOf(name).of === "operator" && !names.includes(name));
 
 const faultsBut = (...names: EventName[]): EventName[] =>
   EVENT_NAMES.filter((name) => kindOf(name).of === "fault" && !names.includes(name));
@@ -56,7 +63,28 @@ export const SEARCHES: readonly Search[] = [
   {
     name: "a settled pair: one act of an operator at any moment",
     root: () => settledPair({ operationsLeft: 1 }),
-    without: [],
+    without: PLANNED,
+  },
+  {
+    name: "a settled pair: one commit at any moment, and a switchover",
+    root: () => settledPair({ commitsLeft: 1, operationsLeft: 1 }),
+    without: onlyOperators("switchover"),
+    isLong: true,
+    isLongest: true,
+  },
+  {
+    name: "a settled pair: a switchover, and one fault at any moment",
+    root: () => settledPair({ faultsLeft: 1, operationsLeft: 1 }),
+    without: [...onlyOperators("switchover"), ...faultsBut("killServer", "killKeeper", "powerOff")],
+    isLong: true,
+    isLongest: true,
+  },
+  {
+    name: "a settled pair: a node goes into maintenance at any moment, and comes back",
+    root: () => settledPair({ operationsLeft: 2 }),
+    without: onlyOperators("startMaintenance", "stopMaintenance"),
+    isLong: true,
+    isLongest: true,
   },
   {
     name: "a settled pair that is asynchronous by choice: one fault at any moment",
@@ -71,6 +99,7 @@ export const SEARCHES: readonly Search[] = [
     root: () => settledPair({ commitsLeft: 1, operationsLeft: 1 }),
     without: [...OF_OPERATORS, "promoteByHand", "drop", "forceDrop"],
     isLong: true,
+    isLongest: true,
   },
   {
     name: "a settled pair: one commit, and the primary's server or its links fail at any moment",
