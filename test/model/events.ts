@@ -53,8 +53,8 @@ const newKeeper = (n: Node): Keeper => ({
   thawed: false,
   guard: n.pg.run === "down" ? "on" : "listens",
   contact: "never",
-  contactAge: n.contactAge,
-  trueContactAge: n.contactAge,
+  contactAge: Math.max(0, n.contactAge),
+  trueContactAge: Math.max(0, n.contactAge),
   replyAge: 2,
   dryAge: 0,
   answer: undefined,
@@ -276,7 +276,7 @@ export const EVENTS = {
     can: (_, n) => n.on && n.known,
     happen: (w, n) => {
       n.on = false;
-      n.contactAge = 0;
+      n.contactAge = -1;
       n.keeper = undefined;
       endServer(w, n);
     },

@@ -180,7 +180,7 @@ export type Node = {
   on: boolean;
   /** Registered once; gone for good after that. */
   known: boolean;
-  /** Of the last report that was answered: what its keepers hand down to one another until the power goes. */
+  /** Of the last report that was answered, as its keepers hand it down to one another; -1: the power was off since. */
   contactAge: number;
   disk: Disk;
   pg: Pg;
