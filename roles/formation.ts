@@ -5,13 +5,14 @@ import { groupArg, locateMonitor, parseCount, readPasswordFile, whereArgs } from
 import { lossOf } from "../lib/group/explain.ts";
 import { DURABILITIES } from "../lib/group/view.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
-import { failoverText, failoverValues, waitForFailover } from "../lib/monitor/failover.ts";
+import { failOver, failoverText, failoverValues } from "../lib/monitor/failover.ts";
 import {
   FORMATION_SETTINGS,
   formationSetting,
   parseMeasure,
   settingValue,
 } from "../lib/monitor/settings.ts";
+import type { GroupRow } from "../lib/shapes.ts";
 import { answer, commonArgs, confirm, main } from "../lib/sys/cli.ts";
 import { renderTable } from "../lib/sys/table.ts";
 
@@ -160,25 +161,28 @@ const failover = defineCommand({
   async run({ args }) {
     const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
     const at = locateMonitor(args);
-    const { group } = at;
+    const { formation, group } = at;
     await using monitor = openMonitor(at.monitor);
-    const before = await monitor.groupView(at.formation, group);
-    const [last] = await monitor.events(at.formation, 1);
-    if (args.allowDataLoss && !args.yes) {
-      const bytes = String(lossOf(before) ?? 0n);
-      await confirm(`at least ${bytes} bytes of WAL may be lost for good; type that number`, bytes);
+    const ask = async (before: GroupRow): Promise<void> => {
+      if (args.allowDataLoss && !args.yes) {
+        const bytes = String(lossOf(before) ?? 0n);
+        await confirm(
+          `at least ${bytes} bytes of WAL may be lost for good; type that number`,
+          bytes,
+        );
+      }
+      await monitor.failover(formation, group, args.allowDataLoss ?? false);
+    };
+    if (args.wait) {
+      const done = await failOver(monitor, at, ask, timeoutMs);
+      return answer(args.json ? JSON.stringify(failoverValues(done)) : failoverText(done));
     }
-    await monitor.failover(at.formation, group, args.allowDataLoss ?? false);
-    if (!args.wait) {
-      answer(
-        args.json
-          ? JSON.stringify({ formation: at.formation, group, asked: true })
-          : `Asked for: group ${group} of formation "${at.formation}" fails over as soon as a standby can take over`,
-      );
-      return;
-    }
-    const done = await waitForFailover(monitor, before, Number(last?.eventid ?? 0), timeoutMs);
-    answer(args.json ? JSON.stringify(failoverValues(done)) : failoverText(done));
+    await ask(await monitor.groupView(formation, group));
+    answer(
+      args.json
+        ? JSON.stringify({ formation, group, asked: true })
+        : `Asked for: group ${group} of formation "${formation}" fails over as soon as a standby can take over`,
+    );
   },
 });
 
@@ -197,12 +201,9 @@ const switchover = defineCommand({
   async run({ args }) {
     const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
     const at = locateMonitor(args);
-    const { group } = at;
     await using monitor = openMonitor(at.monitor);
-    const before = await monitor.groupView(at.formation, group);
-    const [last] = await monitor.events(at.formation, 1);
-    await monitor.switchover(at.formation, group, args.to);
-    const done = await waitForFailover(monitor, before, Number(last?.eventid ?? 0), timeoutMs);
+    const ask = () => monitor.switchover(at.formation, at.group, args.to);
+    const done = await failOver(monitor, at, ask, timeoutMs);
     answer(args.json ? JSON.stringify(failoverValues(done)) : failoverText(done));
   },
 });

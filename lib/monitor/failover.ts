@@ -99,7 +99,7 @@ export async function waitForMaintenance(
  * @param lastEvent id of the formation's last event before the request
  * @throws {AppError} state: the failover was called off, and the old primary goes on; timeout
  */
-export async function waitForFailover(
+async function waitForFailover(
   monitor: MonitorClient,
   before: GroupRow,
   lastEvent: number,
@@ -134,4 +134,21 @@ export async function waitForFailover(
       cause: error,
     });
   }
+}
+
+/**
+ * Asks, and waits until another node takes writes.
+ *
+ * @param ask is handed the group as it is before
+ */
+export async function failOver(
+  monitor: MonitorClient,
+  { formation, group }: { readonly formation: string; readonly group: number },
+  ask: (before: GroupRow) => Promise<void>,
+  timeoutMs: number,
+): Promise<Failover> {
+  const before = await monitor.groupView(formation, group);
+  const [last] = await monitor.events(formation, 1);
+  await ask(before);
+  return waitForFailover(monitor, before, Number(last?.eventid ?? 0), timeoutMs);
 }
