@@ -365,14 +365,10 @@ export const securityArgs = {
       "How logins are checked; trust: from this machine not at all, others by scram-sha-256",
   },
   ...tlsArgs,
-  noSsl: { type: "boolean", description: "No TLS, and no warning about it" },
+  noSsl: { type: "boolean", description: "No TLS, also where others connect over a network" },
   skipPgHba: { type: "boolean", description: "Leave pg_hba.conf alone" },
   pgHbaLan: { type: "boolean", description: "Let the local network in, by password" },
 } as const;
-
-/** Said where others connect to this host without TLS, and nobody has said that this is meant. */
-export const UNENCRYPTED =
-  "What goes over the network is not encrypted: give --ssl-self-signed or a certificate, or say --no-ssl";
 
 type TlsFlags = {
   readonly sslSelfSigned?: boolean | undefined;
@@ -391,12 +387,18 @@ type SecurityFlags = TlsFlags & {
 
 const clash = (message: string, hint: string): AppError => new AppError("usage", message, { hint });
 
-/** @throws {AppError} usage: flags contradict each other, or one is missing */
+/**
+ * @param isRemote others reach this server over a network: without a word about it that is encrypted
+ * @throws {AppError} usage: flags contradict each other, or one is missing
+ */
 export function parseSecurity(
   flags: SecurityFlags,
   directory: string,
+  isRemote: boolean,
 ): Pick<KeeperConfig, "auth" | "tls" | "hba"> {
-  const tls = parseTls(flags, directory);
+  const { noSsl, serverCert, serverKey, sslCaFile, sslCrlFile } = flags;
+  const isSaid = noSsl || [serverCert, serverKey, sslCaFile, sslCrlFile].some((path) => path);
+  const tls = parseTls(isRemote && !isSaid ? { ...flags, sslSelfSigned: true } : flags, directory);
   const auth = flags.auth as Auth;
   if (auth === "cert" && tls?.ca === undefined) {
     throw clash(

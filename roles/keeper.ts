@@ -1,5 +1,6 @@
 #!/usr/bin/env -S bun --no-env-file
 /** keeper: the agent beside one PostgreSQL. */
+import { existsSync } from "node:fs";
 import { defineCommand } from "citty";
 import {
   enterPgdata,
@@ -17,7 +18,6 @@ import {
   securityArgs,
   showSettings,
   tlsArgs,
-  UNENCRYPTED,
 } from "../lib/config.ts";
 import { disableMonitor, enableMonitor } from "../lib/keeper/membership.ts";
 import { changeTls } from "../lib/keeper/security.ts";
@@ -110,23 +110,28 @@ const create = defineCommand({
     const password = file === undefined ? undefined : readPasswordFile(file);
     const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
     log.info(`Using PostgreSQL ${binaries.version} in ${binaries.bindir}`);
+    const nodename = nodenameOrDefault(args.nodename);
+    const paths = nodePaths(pgdata);
     const config: KeeperConfig = {
       version: 1,
       pgdata,
       pgport,
       pgctl: `${binaries.bindir}/pg_ctl`,
-      nodename: nodenameOrDefault(args.nodename),
+      nodename,
       formation: args.formation,
       group: parseCount("group", args.group, 1_000_000),
       monitor,
-      ...parseSecurity(args, nodePaths(pgdata).directory),
+      ...parseSecurity(
+        args,
+        paths.directory,
+        !isLoopback(nodename) && !existsSync(paths.keeperConfig),
+      ),
       candidatePriority: parseCount("candidate-priority", args.candidatePriority, 100),
       replicationQuorum: args.replicationQuorum === "true",
       ...services,
       ...(args.name === undefined ? {} : { name: args.name }),
       ...(args.dbname === undefined ? {} : { dbname: args.dbname }),
     };
-    if (!config.tls && !args.noSsl && !isLoopback(config.nodename)) log.warn(UNENCRYPTED);
     const { stop, leave } = signals();
     const made = await createNode(config, { stop, leave }, password);
     const what = `node ${made.nodeId} "${made.name}", state "${made.state}"`;

@@ -15,7 +15,6 @@ import {
   securityArgs,
   showSettings,
   tlsArgs,
-  UNENCRYPTED,
 } from "../lib/config.ts";
 import { lockNode, stopRole } from "../lib/keeper/setup.ts";
 import {
@@ -70,6 +69,7 @@ const create = defineCommand({
   async run({ args }) {
     const http = httpSetting(args);
     const pgdata = enterPgdata(args.pgdata);
+    const paths = nodePaths(pgdata);
     const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
     const config: MonitorConfig = {
       version: 1,
@@ -77,10 +77,13 @@ const create = defineCommand({
       pgport: parsePort(args.pgport),
       pgctl: `${binaries.bindir}/pg_ctl`,
       nodename: args.nodename,
-      ...parseSecurity(args, nodePaths(pgdata).directory),
+      ...parseSecurity(
+        args,
+        paths.directory,
+        !isLoopback(args.nodename) && !existsSync(paths.monitorConfig),
+      ),
       ...http,
     };
-    if (!config.tls && !args.noSsl && !isLoopback(config.nodename)) log.warn(UNENCRYPTED);
     const done = await createMonitor(config);
     log.info(
       done === "existed" ? "The monitor exists already, and is ready" : "The monitor is ready",
@@ -123,13 +126,14 @@ const recover = defineCommand({
       ? loadMonitorConfig(pgdata)
       : undefined;
     const binaries = await findBinaries({ pgctl: args.pgctl ?? known?.pgctl });
+    const nodename = args.nodename ?? known?.nodename ?? "localhost";
     const config: MonitorConfig = {
-      ...(known ?? parseSecurity(args, nodePaths(pgdata).directory)),
+      ...(known ?? parseSecurity(args, nodePaths(pgdata).directory, !isLoopback(nodename))),
       version: 1,
       pgdata,
       pgport: args.pgport === undefined && known ? known.pgport : parsePort(args.pgport),
       pgctl: `${binaries.bindir}/pg_ctl`,
-      nodename: args.nodename ?? known?.nodename ?? "localhost",
+      nodename,
     };
     const { nodes } = await recoverMonitor(config, {
       without: args.without?.split(",").filter((name) => name !== "") ?? [],

@@ -35,6 +35,9 @@ export type Event = {
   description: string;
 };
 
+/** Where TLS is not what a test is about. */
+const plainOver = (place: Place): string[] => (place === HERE ? [] : ["--no-ssl"]);
+
 export class Cluster implements AsyncDisposable {
   readonly base: string;
   readonly owner: Owner = serverOwner();
@@ -77,7 +80,7 @@ export class Cluster implements AsyncDisposable {
       env: this.env,
       login: this.login,
       createFlags: [
-        ...["--nodename", place.host, "--auth", options.auth ?? "trust"],
+        ...["--nodename", place.host, ...plainOver(place), "--auth", options.auth ?? "trust"],
         ...(options.flags?.(this.base) ?? []),
       ],
       place,
@@ -153,7 +156,14 @@ export class Cluster implements AsyncDisposable {
       port: freePort(),
       env: { ...this.env, ...env },
       login: this.login,
-      createFlags: ["--nodename", place.host, "--monitor", this.monitorUri, ...flags],
+      createFlags: [
+        "--nodename",
+        place.host,
+        ...plainOver(place),
+        "--monitor",
+        this.monitorUri,
+        ...flags,
+      ],
       place,
     });
     this.nodes.push(node);

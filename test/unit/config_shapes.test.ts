@@ -86,7 +86,11 @@ describe("flags and environment", () => {
   });
 
   test("authentication and TLS: what belongs together, and what contradicts", () => {
-    const of = (flags: object) => parseSecurity({ auth: "trust", ...flags }, "/own");
+    const of = (flags: object) => parseSecurity({ auth: "trust", ...flags }, "/own", false);
+    const far = (flags: object) => parseSecurity({ auth: "trust", ...flags }, "/own", true).tls;
+    expect(far({})).toMatchObject({ mode: "require", selfSigned: true });
+    expect(far({ noSsl: true })).toBeUndefined();
+    expect(far({ serverCert: "/c", serverKey: "/k" })).toMatchObject({ selfSigned: false });
     const files = { serverCert: "/c", serverKey: "/k" };
     expect(of({})).toEqual({ auth: "trust" });
     expect(of({ noSsl: true, pgHbaLan: true })).toEqual({ auth: "trust", hba: "lan" });
