@@ -550,7 +550,7 @@ export function locateMonitor(args: {
   const named =
     args.monitor ?? (args.pgdata === undefined ? process.env["PG_AUTOCTL_MONITOR"] : undefined);
   if (named !== undefined || (args.pgdata === undefined && !process.env["PGDATA"])) {
-    const monitor = requireMonitorUri(named);
+    const monitor = requireMonitorUri(args.monitor);
     return { monitor, formation: args.formation ?? "default", group: group ?? 0 };
   }
   const config = loadKeeperConfig(enterPgdata(args.pgdata));

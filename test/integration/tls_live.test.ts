@@ -2,9 +2,11 @@
 import { expect, test } from "bun:test";
 import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { defaultNodename } from "../../lib/pg/addresses.ts";
 import { Cluster } from "../helpers/cluster.ts";
 import { runRole } from "../helpers/command.ts";
 import { giveTo } from "../helpers/owner.ts";
+import { freePort } from "../helpers/ports.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
 import { nothingLost } from "../helpers/scenario.ts";
 import { SecureCluster } from "../helpers/secure.ts";
@@ -17,6 +19,21 @@ async function streamsEncrypted(primary: Service): Promise<boolean | undefined> 
   );
   return row?.["ssl"] as boolean | undefined;
 }
+
+test("where others connect over a network, TLS is the default", async () => {
+  await using cluster = new Cluster("remote");
+  const at = ["--pgdata", join(cluster.base, "remote")];
+  const run = (verb: string, ...flags: string[]) =>
+    runRole("monitor", [verb, ...at, ...flags], { env: cluster.env });
+  const where = ["--nodename", defaultNodename(), "--pgport", String(freePort())];
+  const made = await run("create", ...where);
+  expect({ said: made.stderr, code: made.code }).toMatchObject({ code: 0 });
+  expect(made.stdout.trim()).toEndWith("?sslmode=require");
+  expect((await run("drop")).code).toBe(0);
+  const plain = await run("create", ...where, "--no-ssl");
+  expect(plain.stdout.trim()).toEndWith("/pg_auto_failover");
+  expect((await run("drop")).code).toBe(0);
+}, 60_000);
 
 test("enable and disable ssl on a formation that is written to: nothing restarts, nothing is lost", async () => {
   await using cluster = await Cluster.twoNodes("live");
