@@ -6,11 +6,13 @@ import type { KeeperConfig, KeeperState } from "../shapes.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { parseUri } from "../sys/sql.ts";
 import { log } from "./node.ts";
+import { withMonitorLogin } from "./passfile.ts";
 import { requireState, signalRole } from "./setup.ts";
 
 /** Durable before the keeper hears of it. */
 function change(pgdata: string, config: KeeperConfig): void {
-  saveConfig(nodePaths(pgdata).keeperConfig, config);
+  const paths = nodePaths(pgdata);
+  saveConfig(paths.keeperConfig, withMonitorLogin(config, paths));
   signalRole(pgdata, "SIGHUP");
 }
 

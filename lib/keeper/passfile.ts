@@ -4,9 +4,11 @@
  */
 import { join } from "node:path";
 import { type NodePaths, ownFileError } from "../config.ts";
-import type { Secret } from "../shapes.ts";
+import { tlsParams } from "../pg/tls.ts";
+import type { KeeperConfig, Secret } from "../shapes.ts";
 import { readIfExists, writeDurably } from "../sys/files.ts";
 import { passfileLine, passwordIn } from "../sys/passfile.ts";
+import { parseUri, withUriParams } from "../sys/sql.ts";
 
 export const REPLICATOR = "pgautofailover_replicator";
 
@@ -16,6 +18,16 @@ const ANYWHERE = { host: "*", port: "*", database: "*" };
 const MONITOR_LOGIN = "autoctl_node";
 
 export const passfileOf = (paths: NodePaths): string => join(paths.directory, "pgpass");
+
+/** The monitor's URI with all that logging in there takes, so that no environment is needed. */
+export const withMonitorLogin = (config: KeeperConfig, paths: NodePaths): KeeperConfig => {
+  const { tls, auth, monitor } = config;
+  const mode = parseUri(monitor).params["sslmode"];
+  const { sslmode: _, ...files } = tlsParams(tls, auth === "cert");
+  const verified = mode === "verify-ca" || mode === "verify-full";
+  const params = { ...(verified || auth === "cert" ? files : {}), passfile: passfileOf(paths) };
+  return { ...config, monitor: withUriParams(monitor, params) };
+};
 
 /** The replication password that this node has; undefined before it was told one. */
 export function readSecret(paths: NodePaths): Secret | undefined {

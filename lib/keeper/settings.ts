@@ -17,6 +17,7 @@ import { AppError, errorText } from "../sys/errors.ts";
 import { lockHolder } from "../sys/lock.ts";
 import { parseUri } from "../sys/sql.ts";
 import { log, type Node } from "./node.ts";
+import { withMonitorLogin } from "./passfile.ts";
 
 const AT_CREATE = "It is decided when the node is created: drop the node and create it again.";
 const AT_MONITOR = "The monitor holds it: roles/node.ts set changes it there.";
@@ -81,7 +82,7 @@ export async function setKeeperSetting(
     });
   }
   if (rule.key === "pgctl") await binariesFor(next);
-  saveConfig(paths.keeperConfig, next);
+  saveConfig(paths.keeperConfig, rule.key === "monitor" ? withMonitorLogin(next, paths) : next);
   const now = rule.effect ?? "";
   return runs ? now : `${now}; the keeper does not run: once it does`;
 }

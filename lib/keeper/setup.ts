@@ -18,16 +18,16 @@ import { type Binaries, findBinaries } from "../pg/binaries.ts";
 import { dataVersion } from "../pg/commands.ts";
 import { leaveStartToKeeper } from "../pg/config_files.ts";
 import { isPortBusy, livePostmaster, stopServer } from "../pg/server.ts";
-import { prepareTls, tlsParams } from "../pg/tls.ts";
+import { prepareTls } from "../pg/tls.ts";
 import type { Answer, KeeperConfig, KeeperState } from "../shapes.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { acquireLock, isLock, type Lock, lockHolder } from "../sys/lock.ts";
 import { waitUntil } from "../sys/retry.ts";
-import { NO_TLS_PARAMS, parseUri, passwordFor, withUriParams } from "../sys/sql.ts";
+import { NO_TLS_PARAMS, passwordFor, withUriParams } from "../sys/sql.ts";
 import { type Found, inspect } from "./existing.ts";
 import { type LoopOptions, runLoop } from "./loop.ts";
 import { CLEAN_STOP, log, type Node, save } from "./node.ts";
-import { passfileOf, readSecret, writeMonitorPassword, writeSecret } from "./passfile.ts";
+import { readSecret, withMonitorLogin, writeMonitorPassword, writeSecret } from "./passfile.ts";
 import { loadState, newState, saveState } from "./state_file.ts";
 import { destroyData } from "./tablespaces.ts";
 
@@ -78,16 +78,6 @@ export type Created = {
   readonly name: string | undefined;
   readonly nodeId: number | undefined;
   readonly existed: boolean;
-};
-
-/** The monitor's URI with all that logging in there takes, so that no environment is needed. */
-const withMonitorLogin = (config: KeeperConfig, paths: NodePaths): KeeperConfig => {
-  const { tls, auth, monitor } = config;
-  const mode = parseUri(monitor).params["sslmode"];
-  const { sslmode: _, ...files } = tlsParams(tls, auth === "cert");
-  const verified = mode === "verify-ca" || mode === "verify-full";
-  const params = { ...(verified || auth === "cert" ? files : {}), passfile: passfileOf(paths) };
-  return { ...config, monitor: withUriParams(monitor, params) };
 };
 
 /** The part of the settings that must stay the same when `create` is run again. */

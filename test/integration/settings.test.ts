@@ -44,14 +44,14 @@ story("what is shown, and what is refused", 30_000, async (cluster) => {
   const { stdout } = await config(node, "get", "--json");
   expect(JSON.parse(stdout)).toMatchObject({
     pgdata: node.pgdata,
-    monitor: cluster.monitorUri,
+    monitor: expect.stringContaining(`${cluster.monitorUri}?passfile=`),
     auth: "trust",
   });
   const refused: readonly [words: string[], code: number, says: string][] = [
     [["pgport", "5999"], 7, "the port of a node that runs can't be changed"],
     [["formation", "other"], 7, "drop the node and create it again"],
     [["candidate-priority", "0"], 7, "roles/node.ts set changes it there"],
-    [["auth", "md5"], 2, "auth can't have this value"],
+    [["auth", "ldap"], 2, "auth can't have this value"],
     [["monitor", "http://x"], 2, "hint:"],
     [["pgctl", "/nowhere/pg_ctl"], 4, "found no PostgreSQL"],
     [["pgprot", "5999"], 2, "One of: pgdata, pgport"],
