@@ -246,7 +246,7 @@ export function writeHba(node: Node): boolean {
   const others = peers(node).filter(({ host }) => !(auth === "trust" && isLoopback(host)));
   const lines = [
     // the keeper itself, whatever an existing cluster asks of others
-    `local all ${currentUser()} peer`,
+    `local all ${currentUser()} ${auth === "trust" ? "trust" : "peer"}`,
     ...others.flatMap(({ host }) =>
       nodeLines(access, REPLICATOR, node.hosts.hbaAddresses(host), ["replication", "postgres"]),
     ),
