@@ -307,7 +307,12 @@ export async function runMonitor(
       );
       failures = 0;
       wasReady = true;
-      await watchGroups(ownTarget(config), signal, overview);
+      await watchGroups(
+        ownTarget(config),
+        signal,
+        overview,
+        tlsParams(config.tls, config.auth === "cert"),
+      );
       if (!signal.aborted) log.warn("Lost the connection to the monitor's PostgreSQL");
     } catch (error) {
       if (signal.aborted) break;

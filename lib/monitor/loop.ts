@@ -4,7 +4,7 @@ import type { GroupRow, NodeRow } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { errorText } from "../sys/errors.ts";
 import { logger } from "../sys/log.ts";
-import { type Db, openDb, type Target } from "../sys/sql.ts";
+import { type Db, openDb, type Target, type TlsParams } from "../sys/sql.ts";
 import { probe } from "./health.ts";
 import type { Overview } from "./http.ts";
 import { decideAndWrite, type GroupKey, groups, recordHealth, recoveryReason } from "./store.ts";
@@ -52,11 +52,13 @@ const keyText = ({ formation, groupId }: GroupKey): string => `${formation}/${gr
  *
  * @param target the monitor's own database, as its owner
  * @param overview where what was read last is left for others
+ * @param tls how nodes are connected to
  */
 export async function watchGroups(
   target: Target,
   signal: AbortSignal,
   overview: Overview,
+  tls: TlsParams,
 ): Promise<void> {
   const lost = Promise.withResolvers<void>();
   await using db: Db = openDb(target, { onClose: () => lost.resolve() });
@@ -81,7 +83,7 @@ export async function watchGroups(
     probing.add(node.nodeId);
     probed.set(node.nodeId, begun);
     try {
-      const health = await probe(node, PROBE_TIMEOUT_MS);
+      const health = await probe(node, PROBE_TIMEOUT_MS, tls);
       await recordHealth(db, node.nodeId, health, monotonicMs() - begun);
       if (health !== node.health) {
         log.info(

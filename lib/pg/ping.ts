@@ -1,5 +1,8 @@
 /** Does a server answer a fresh connection? Cheaper than a session, and needs no password. */
+import { once } from "node:events";
 import { join } from "node:path";
+import { sslOf, type TlsParams } from "../sys/sql.ts";
+import { openSocket } from "../sys/sql_socket.ts";
 
 /** `refused`: the machine answers, and nothing listens there. `silent`: no word in time. */
 export type Ping = "answered" | "refused" | "silent";
@@ -68,4 +71,26 @@ export function ping(target: PingTarget, timeoutMs: number): Promise<Ping> {
       : Bun.connect({ hostname: host, port, socket: handler });
     connecting.catch(() => settle("refused"));
   });
+}
+
+/** The same of a server that first shows by its certificate that it's the one. @param tls libpq's parameters */
+export async function pingVerified(
+  target: PingTarget,
+  tls: TlsParams,
+  timeoutMs: number,
+): Promise<Ping> {
+  const signal = AbortSignal.timeout(timeoutMs);
+  const whom = { ...target, applicationName: "", connectTimeoutMs: timeoutMs, ssl: sslOf(tls) };
+  try {
+    const socket = await openSocket(whom, signal);
+    try {
+      socket.write(startupMessage(target));
+      await once(socket, "data", { signal });
+      return "answered";
+    } finally {
+      socket.end(() => socket.destroy());
+    }
+  } catch {
+    return signal.aborted ? "silent" : "refused";
+  }
 }

@@ -1,4 +1,4 @@
-/** Every command that asks or changes a setting, on a group that lives: for people, and with --json for programs. */
+/** Commands on a group that lives: what they say for people, and with --json for programs. */
 import { expect } from "bun:test";
 import { type RoleName, runRole } from "../helpers/command.ts";
 import { type Scene, scenariosOf } from "../helpers/scenario.ts";
@@ -76,4 +76,45 @@ scenario("what is changed", TIMEOUT_MS, async (scene) => {
     { words: ["formation", "rotate-password"], text: /./, json: expect.anything() },
   ];
   for (const each of changed) await both(scene, each, ["--monitor", cluster.monitorUri]);
+});
+
+scenario("what is done to a group", TIMEOUT_MS, async ({ cluster, writer }) => {
+  const at = ["--monitor", cluster.monitorUri];
+  const done = async ([role, ...args]: Words): Promise<string> => {
+    const outcome = await runRole(role, [...args, ...at], { env: cluster.env });
+    const { command, code, stderr } = outcome;
+    expect({ command, code, stderr }).toEqual({ command, code: 0, stderr: "" });
+    return outcome.stdout;
+  };
+  const told = async (...words: Words): Promise<unknown> =>
+    JSON.parse(await done([...words, "--json"]));
+  expect(await done(["formation", "create", "one"])).toContain("one");
+  expect(await told("formation", "create", "two")).toMatchObject({ formation: "two" });
+  expect(await done(["formation", "drop", "one"])).toContain("one");
+  expect(await told("formation", "drop", "two")).toMatchObject({ formation: "two" });
+  for (const verb of ["switchover", "failover"]) {
+    const words = verb === "failover" ? ["failover", "--wait"] : [verb];
+    const first = await cluster.healthy(20_000);
+    expect(await done(["formation", ...words])).toMatch(
+      /is the primary; nobody took writes for \d+ ms/,
+    );
+    expect(await cluster.healthy(20_000)).not.toBe(first);
+    expect(await told("formation", ...words)).toMatchObject({ port: first.port });
+    expect(await cluster.healthy(20_000)).toBe(first);
+  }
+  for (const asks of [done, (words: Words) => told(...words)]) {
+    const name = await cluster.nameOf(cluster.other(await cluster.healthy(20_000)));
+    await asks(["node", "promote", "--name", name]);
+    await cluster.waitFor("its promotion", 10_000, async () => {
+      const primary = await cluster.healthy(20_000);
+      return (await cluster.nameOf(primary)) === name;
+    });
+  }
+  const name = await cluster.nameOf(cluster.other(await cluster.healthy(20_000)));
+  const node = ["--name", name];
+  expect(await done(["node", "maintenance", "on", ...node])).toContain("is left alone");
+  expect(await told("node", "maintenance", "off", ...node)).toMatchObject({ state: "secondary" });
+  expect(await told("node", "maintenance", "on", ...node)).toMatchObject({ state: "maintenance" });
+  expect(await done(["node", "maintenance", "off", ...node])).toContain("is a secondary again");
+  await writer.waitForWrites(20, 10_000);
 });

@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { pingVerified } from "../../lib/pg/ping.ts";
 import { runRole } from "../helpers/command.ts";
 import { Overheard } from "../helpers/overheard.ts";
 import { giveTo } from "../helpers/owner.ts";
@@ -91,6 +92,16 @@ step("the health check finds every node alive, and logs in nowhere", 20_000, asy
     });
     expect(complaints).toEqual([]);
   }
+});
+
+step("the health check believes no certificate of another authority", 20_000, async () => {
+  const { port } = cluster.node("node1");
+  const target = { host: "localhost", port, user: "pgautofailover_monitor", database: "postgres" };
+  const other = new Authority(join(cluster.base, "other"), cluster.owner);
+  const asked = ({ ca }: Authority) =>
+    pingVerified(target, { sslmode: "verify-full", sslrootcert: ca }, 2000);
+  expect(await asked(cluster.authority)).toBe("answered");
+  expect(await asked(other)).toBe("refused");
 });
 
 step(
