@@ -43,6 +43,18 @@ scenario("the primary hands over to the node that is named", TIMEOUT_MS, async (
   ]);
 });
 
+scenario("the target says no more: the old primary goes on", TIMEOUT_MS, async (scene) => {
+  const { cluster, primary, standbys, writer } = scene;
+  const [target = primary] = standbys;
+  target.process?.signal("SIGSTOP");
+  const done = await run(scene, "formation", "switchover", "--to", await cluster.nameOf(target));
+  expect(done).toMatchObject({ code: 3, stdout: "" });
+  expect(done.stderr).toContain("the old primary goes on");
+  await writer.waitForWrites(20, 10_000);
+  target.process?.signal("SIGCONT");
+  expect(await cluster.healthy(20_000)).toBe(primary);
+});
+
 scenario("a standby in maintenance is left alone", TIMEOUT_MS, async (scene) => {
   const { cluster, standbys, primary, writer } = scene;
   const [node = primary] = standbys;
