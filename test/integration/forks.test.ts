@@ -133,7 +133,9 @@ test(
       await cluster.waitFor("the word that it has left the history", 10_000, async () => {
         return (await cluster.blocked(0)).some((text) => text.includes("accept-timeline"));
       });
-      expect(await run("accept-timeline", ...where, name)).toMatchObject({ code: 0, stderr: "" });
+      const accepted = await run("accept-timeline", ...where, "--json", name);
+      expect(accepted).toMatchObject({ code: 0, stderr: "" });
+      expect(JSON.parse(accepted.stdout)).toMatchObject({ nodeName: name });
       await cluster.waitFor("it to take writes", 20_000, async () => {
         return (await cluster.writableNodes()).includes(old);
       });

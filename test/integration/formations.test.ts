@@ -163,8 +163,9 @@ scenario(
     // made again before its keeper has heard of it
     const again = await cluster.nameOf(standby);
     await standby.die();
-    const forced = await role(cluster, "node", "drop", "--name", again, "--force");
+    const forced = await role(cluster, "node", "drop", "--name", again, "--force", "--json");
     expect(forced).toMatchObject({ code: 0 });
+    expect(JSON.parse(forced.stdout)).toMatchObject({ name: again, removed: true });
     await standby.create();
     standby.start();
     await cluster.healthy(END_MS, pair(cluster));
