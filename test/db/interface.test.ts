@@ -1,80 +1,32 @@
 /** Formations and nodes as operators make, change and remove them: by commands, and in SQL under upstream's names. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
 import { randomUUID } from "node:crypto";
-import { chmodSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import {
-  cleanEnvironment,
-  type Environment,
-  type Outcome,
-  type RoleName,
-  runRole,
-} from "../helpers/command.ts";
-import { giveTo, serverOwner } from "../helpers/owner.ts";
-import { type PlainServer, startPlainServer } from "../helpers/plain_server.ts";
-import { freePort } from "../helpers/ports.ts";
+import type { RoleName } from "../helpers/command.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
 import { waitFor } from "../helpers/wait.ts";
+import { healthyOn, PRIMARY, refused, register, type Scene, SECONDARY } from "./monitor_story.ts";
 import {
-  healthyOn,
-  type Monitor,
-  monitorOn,
-  PRIMARY,
-  refused,
-  register,
-  type Scene,
-  SECONDARY,
-} from "./monitor_story.ts";
+  commandsAt,
+  endOperated,
+  forgetAll,
+  type Operated,
+  startOperated,
+} from "./operator_story.ts";
 
-const owner = serverOwner();
-const base = mkdtempSync(join(tmpdir(), "pgaf-interface-"));
-let server: PlainServer;
-let monitor: Monitor;
-let env: Environment;
-let uri = "";
-
+let world: Operated;
 beforeAll(async () => {
-  chmodSync(base, 0o755);
-  giveTo(owner, base);
-  env = cleanEnvironment({ HOME: base, XDG_DATA_HOME: base });
-  server = await startPlainServer(owner, join(base, "monitor"), freePort());
-  uri = `postgres://autoctl_node@127.0.0.1:${server.port}/postgres`;
-  const target = {
-    ...{ host: "127.0.0.1", port: server.port, user: owner.name, database: "postgres" },
-    ...{ applicationName: "test", connectTimeoutMs: 1000 },
-  };
-  monitor = await monitorOn(target, server.port);
+  world = await startOperated("interface");
 }, 60_000);
-afterAll(async () => {
-  await monitor?.close();
-  await server?.[Symbol.asyncDispose]();
-  rmSync(base, { recursive: true, force: true });
-}, 20_000);
+afterAll(() => endOperated(world), 20_000);
 
 /** Three nodes: node_1 is the primary, and one of the others must have each commit. */
 let group: Scene;
 beforeEach(async () => {
-  group = await healthyOn(monitor, 3);
+  group = await healthyOn(world.monitor, 3);
 });
-afterEach(async () => {
-  await group.own.query(
-    `truncate pgautofailover.node, pgautofailover.event, pgautofailover.timeline_history, pgautofailover."group",
-       pgautofailover.formation restart identity cascade`,
-  );
-  await group.own.query("insert into pgautofailover.formation (formationid) values ('default')");
-});
+afterEach(() => forgetAll(group));
 
-const role = (name: RoleName, ...args: string[]): Promise<Outcome> =>
-  runRole(name, [...args, "--monitor", uri], { env });
-
-async function says(name: RoleName, ...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await role(name, ...args);
-  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
-  return stdout.trimEnd();
-}
-const tells = async (name: RoleName, ...args: string[]): Promise<unknown> =>
-  JSON.parse(await says(name, ...args, "--json"));
+const { role, says, tells } = commandsAt(() => world);
 
 /** What an operator types into psql, as the login of operators and keepers. */
 const psql = (text: string): Promise<Record<string, unknown>[]> =>
@@ -323,7 +275,7 @@ test("bad input: one line that says what is wrong, one that helps, and the exit 
 
 /** Holds the group's lock, as a decision does, until `until` is done. */
 const holdLock = <T>(until: () => Promise<T>): Promise<T> =>
-  monitor.open().transaction(
+  world.monitor.open().transaction(
     async (query) => {
       await query("select pgautofailover.lock_group('default', 0)");
       return until();
@@ -364,7 +316,7 @@ test("a formation is dropped, or gets its first node: never both", async () => {
       return rows.length > 0;
     });
   await value("create_formation('f')");
-  const dropped = await monitor.open().transaction(async (query) => {
+  const dropped = await world.monitor.open().transaction(async (query) => {
     await query("select pgautofailover.drop_formation('f')");
     const registered = refused(register(group.keeper, first));
     await waits();
@@ -373,7 +325,7 @@ test("a formation is dropped, or gets its first node: never both", async () => {
   expect(await dropped.registered).toStartWith("PA001");
 
   await value("create_formation('f')");
-  const registered = await monitor.open().transaction(async (query) => {
+  const registered = await world.monitor.open().transaction(async (query) => {
     await query("select pgautofailover.register_node('f', 'localhost', 6001, $1, group_id => 5)", [
       randomUUID(),
     ]);

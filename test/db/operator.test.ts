@@ -1,79 +1,32 @@
 /** What an operator types, against a monitor's database that no process decides on but the test. */
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
-import { chmodSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import {
-  cleanEnvironment,
-  type Environment,
-  type Outcome,
-  type RoleName,
-  roleCommand,
-  runRole,
-} from "../helpers/command.ts";
-import { giveTo, serverOwner } from "../helpers/owner.ts";
-import { type PlainServer, startPlainServer } from "../helpers/plain_server.ts";
-import { freePort } from "../helpers/ports.ts";
+import { type RoleName, roleCommand, runRole } from "../helpers/command.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
 import { waitFor, within } from "../helpers/wait.ts";
+import { healthyOn, PRIMARY, type Scene, SECONDARY } from "./monitor_story.ts";
 import {
-  healthyOn,
-  type Monitor,
-  monitorOn,
-  PRIMARY,
-  type Scene,
-  SECONDARY,
-} from "./monitor_story.ts";
+  commandsAt,
+  endOperated,
+  forgetAll,
+  type Operated,
+  startOperated,
+} from "./operator_story.ts";
 
-const owner = serverOwner();
-const base = mkdtempSync(join(tmpdir(), "pgaf-operator-"));
-let server: PlainServer;
-let monitor: Monitor;
-let env: Environment;
-let uri = "";
-
+let world: Operated;
 beforeAll(async () => {
-  chmodSync(base, 0o755);
-  giveTo(owner, base);
-  env = cleanEnvironment({ HOME: base, XDG_DATA_HOME: base });
-  server = await startPlainServer(owner, join(base, "monitor"), freePort());
-  uri = `postgres://autoctl_node@127.0.0.1:${server.port}/postgres`;
-  const target = {
-    ...{ host: "127.0.0.1", port: server.port, user: owner.name, database: "postgres" },
-    ...{ applicationName: "test", connectTimeoutMs: 1000 },
-  };
-  monitor = await monitorOn(target, server.port);
+  world = await startOperated("operator");
 }, 60_000);
-afterAll(async () => {
-  await monitor?.close();
-  await server?.[Symbol.asyncDispose]();
-  rmSync(base, { recursive: true, force: true });
-}, 20_000);
+afterAll(() => endOperated(world), 20_000);
 
 /** Three nodes: node_1 is the primary, and one of the others must have each commit. */
 let group: Scene;
 beforeEach(async () => {
-  group = await healthyOn(monitor, 3);
+  group = await healthyOn(world.monitor, 3);
 });
-afterEach(async () => {
-  await group.own.query(
-    `truncate pgautofailover.node, pgautofailover.event, pgautofailover.timeline_history, pgautofailover."group",
-       pgautofailover.formation restart identity cascade`,
-  );
-  await group.own.query("insert into pgautofailover.formation (formationid) values ('default')");
-});
+afterEach(() => forgetAll(group));
 
-/** A role against this monitor. */
-const role = (name: RoleName, ...args: string[]): Promise<Outcome> =>
-  runRole(name, [...args, "--monitor", uri], { env });
-
-async function says(name: RoleName, ...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await role(name, ...args);
-  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
-  return stdout.trimEnd();
-}
-const tells = async (name: RoleName, ...args: string[]): Promise<unknown> =>
-  JSON.parse(await says(name, ...args, "--json"));
+const { role, says, tells } = commandsAt(() => world);
 
 const isSilent = ({ own }: Scene, nodeId: number): Promise<unknown> =>
   own.query(
@@ -171,13 +124,16 @@ test("bad input: one line that says what is wrong, one that helps, and the exit 
 }, 40_000);
 
 test("node --pgdata: a directory without a keeper, or none at all", async () => {
-  const empty = join(base, "empty");
-  const outcome = await runRole("node", ["get", "--pgdata", empty], { env });
+  const empty = join(world.base, "empty");
+  const outcome = await runRole("node", ["get", "--pgdata", empty], { env: world.env });
   expectRefusal(outcome, { code: 3, says: /there is no keeper/ });
-  expectRefusal(await runRole("node", ["promote"], { env }), { code: 2, says: /no node given/ });
-  const at = ["--pgdata", empty];
+  expectRefusal(await runRole("node", ["promote"], { env: world.env }), {
+    code: 2,
+    says: /no node given/,
+  });
+  const here = ["--pgdata", empty];
   for (const args of [["get"], ["failover"], ["accept-timeline", "node_1"]]) {
-    const refused = await runRole("formation", [...args, ...at], { env });
+    const refused = await runRole("formation", [...args, ...here], { env: world.env });
     expectRefusal(refused, { code: 3, says: /there is no keeper/ });
   }
 });
@@ -207,7 +163,7 @@ test("--help of every new command", async () => {
     ["state", "fsm"],
   ];
   for (const [name, ...words] of commands) {
-    const outcome = await runRole(name, [...words, "--help"], { env });
+    const outcome = await runRole(name, [...words, "--help"], { env: world.env });
     expect(outcome).toMatchObject({ code: 0, stderr: "", stdout: expect.stringMatching(/usage/i) });
   }
 }, 20_000);
@@ -364,9 +320,9 @@ test("failover --allow-data-loss: not without a word from somebody", async () =>
 /** The same on a terminal, with something typed there. */
 async function onTerminal(typed: string): Promise<{ code: number; seen: string }> {
   let [seen, asked] = ["", false];
-  const args = ["failover", "--allow-data-loss", "--monitor", uri];
+  const args = ["failover", "--allow-data-loss", "--monitor", world.uri];
   const child = Bun.spawn(roleCommand("formation", args), {
-    env,
+    env: world.env,
     cwd: "/",
     terminal: {
       data: (terminal, data) => {

@@ -1,11 +1,7 @@
 /** What roles/state.ts shows while it runs, against a monitor's database that comes and goes. */
 import { afterAll, afterEach, beforeAll, expect, test } from "bun:test";
-import { chmodSync, mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
-  cleanEnvironment,
-  type Environment,
   type Outcome,
   RunningRole,
   readLog,
@@ -13,50 +9,25 @@ import {
   runRole,
   waitForLog,
 } from "../helpers/command.ts";
-import { giveTo, serverOwner } from "../helpers/owner.ts";
-import { type PlainServer, startPlainServer } from "../helpers/plain_server.ts";
-import { freePort } from "../helpers/ports.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
 import { TerminalRun } from "../helpers/terminal.ts";
 import { waitFor } from "../helpers/wait.ts";
-import { healthyOn, type Monitor, monitorOn, type Scene } from "./monitor_story.ts";
+import { healthyOn, type Scene } from "./monitor_story.ts";
+import { commandsAt, endOperated, type Operated, startOperated } from "./operator_story.ts";
 
-const owner = serverOwner();
-const base = mkdtempSync(join(tmpdir(), "pgaf-state-"));
-let server: PlainServer;
-let monitor: Monitor;
-let env: Environment;
-let uri = "";
+let world: Operated;
 /** node_1 is the primary, and one of the two others must have each commit. */
 let group: Scene;
 
 beforeAll(async () => {
-  chmodSync(base, 0o755);
-  giveTo(owner, base);
-  env = cleanEnvironment({ HOME: base, XDG_DATA_HOME: base });
-  server = await startPlainServer(owner, join(base, "monitor"), freePort());
-  uri = `postgres://autoctl_node@127.0.0.1:${server.port}/postgres`;
-  const target = {
-    ...{ host: "127.0.0.1", port: server.port, user: owner.name, database: "postgres" },
-    ...{ applicationName: "test", connectTimeoutMs: 1000 },
-  };
-  monitor = await monitorOn(target, server.port);
-  group = await healthyOn(monitor, 3);
+  world = await startOperated("state");
+  group = await healthyOn(world.monitor, 3);
 }, 60_000);
-afterAll(async () => {
-  await monitor?.close();
-  await server?.[Symbol.asyncDispose]();
-  rmSync(base, { recursive: true, force: true });
-}, 20_000);
+afterAll(() => endOperated(world), 20_000);
 
-const state = (...args: string[]): Promise<Outcome> =>
-  runRole("state", [...args, "--monitor", uri], { env });
-
-async function says(...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await state(...args);
-  expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
-  return stdout.trimEnd();
-}
+const commands = commandsAt(() => world);
+const state = (...args: string[]): Promise<Outcome> => commands.role("state", ...args);
+const says = (...args: string[]): Promise<string> => commands.says("state", ...args);
 
 const remarks: string[] = [];
 
@@ -80,7 +51,10 @@ afterEach(() => block(null));
 // ------------------------------------------------------------ watch
 
 const watching = (columns = 140, rows = 20): TerminalRun =>
-  new TerminalRun(roleCommand("state", ["watch", "--monitor", uri]), env, { columns, rows });
+  new TerminalRun(roleCommand("state", ["watch", "--monitor", world.uri]), world.env, {
+    columns,
+    rows,
+  });
 
 test("watch: nodes and events on the whole terminal, drawn again on a change; q gives it back", async () => {
   await using terminal = watching();
@@ -129,8 +103,8 @@ test.each(["SIGTERM", "SIGHUP", "SIGINT"] as const)(
 );
 
 test("watch: an error before the first look is told on a terminal that is as it was", async () => {
-  const nowhere = ["watch", "--monitor", uri, "--formation", "none"];
-  await using terminal = new TerminalRun(roleCommand("state", nowhere), env, {
+  const nowhere = ["watch", "--monitor", world.uri, "--formation", "none"];
+  await using terminal = new TerminalRun(roleCommand("state", nowhere), world.env, {
     columns: 90,
     rows: 9,
   });
@@ -143,13 +117,13 @@ test("watch: an error before the first look is told on a terminal that is as it 
 test("watch: the monitor goes away and comes back, and so does what is shown", async () => {
   await using terminal = watching();
   await terminal.shows(/node_3/, 5000);
-  await server.stop();
+  await world.server.stop();
   try {
     const lines = await terminal.shows(/The monitor is away.*could not reach/, 5000);
     expect(lines.join("\n")).toMatch(/node_3 .* secondary/);
     await terminal.shows(/knew [2-9] s ago/, 5000);
   } finally {
-    await server.start();
+    await world.server.start();
   }
   const text = await remark();
   const lines = await terminal.shows(new RegExp(text), 5000);
@@ -161,8 +135,12 @@ test("watch: the monitor goes away and comes back, and so does what is shown", a
 test("watch: refused where nothing can be drawn, with what to use instead", async () => {
   expectRefusal(await state("watch"), { code: 2, says: /needs a terminal/ });
   expect((await state("watch")).stderr).toContain("events --follow");
-  const command = roleCommand("state", ["watch", "--monitor", uri]);
-  await using dumb = new TerminalRun(command, { ...env, TERM: "dumb" }, { columns: 80, rows: 9 });
+  const command = roleCommand("state", ["watch", "--monitor", world.uri]);
+  await using dumb = new TerminalRun(
+    command,
+    { ...world.env, TERM: "dumb" },
+    { columns: 80, rows: 9 },
+  );
   await waitFor("the refusal", 5000, () => dumb.output.includes("needs a terminal"));
   expect(dumb.output).not.toContain("\u001b[?1049h");
 });
@@ -176,8 +154,8 @@ afterAll(() => {
 
 /** A role that goes on until it's told to stop; what it prints is in a file. */
 function running(label: string, ...args: string[]): RunningRole {
-  const command = roleCommand("state", [...args, "--monitor", uri]);
-  const role = new RunningRole(command, env, join(base, label));
+  const command = roleCommand("state", [...args, "--monitor", world.uri]);
+  const role = new RunningRole(command, world.env, join(world.base, label));
   started.push(role);
   return role;
 }
@@ -206,9 +184,9 @@ test("events --follow: each event once and in order, also over a restart of the 
   await waitForLog(role.logFile, new RegExp(first), 5000);
   const wanted = [first, await remark()];
   await waitForLog(role.logFile, new RegExp(wanted.at(-1) ?? ""), 3000);
-  await server.stop();
+  await world.server.stop();
   await waitForLog(role.logFile, /the monitor is away/, 5000);
-  await server.start();
+  await world.server.start();
   wanted.push(await remark(), await remark());
   await waitForLog(role.logFile, new RegExp(wanted.at(-1) ?? ""), 5000);
   // committed after one with a greater id
@@ -292,7 +270,7 @@ test("standby-names: as they should be, as assigned, and as in force", async () 
 }, 20_000);
 
 test("fsm: Markdown, Mermaid or JSON, without a monitor", async () => {
-  const fsm = (...args: string[]) => runRole("state", ["fsm", ...args], { env });
+  const fsm = (...args: string[]) => runRole("state", ["fsm", ...args], { env: world.env });
   expect((await fsm()).stdout).toContain("| R301 |");
   expect((await fsm("--format", "mermaid")).stdout).toStartWith("stateDiagram-v2\n");
   expect(JSON.parse((await fsm("--json")).stdout).rules[0]).toMatchObject({ id: "R101" });
