@@ -271,7 +271,6 @@ export const GROUP_RULES: readonly GroupRule[] = [
     when: ["handOverFailed"],
     goals: { self: "wait_primary" }, sync: true,
     why: "the switchover is called off, as no standby was there with everything in time: the old primary goes on" },
-
   { id: "R333", self: [is("prepare_promotion")], primary: [goal("draining")],
     when: ["planned", "!handedOver", "!primaryReporting"],
     goals: { self: "report_lsn" },

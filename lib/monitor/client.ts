@@ -551,7 +551,7 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       await change("select pgautofailover.accept_timeline($1, $2, $3)", [formation, group, node]);
     },
     async setReplicationPassword(formation, group, password) {
-      await ask("select pgautofailover.set_replication_password($1, $2, $3)", [
+      await change("select pgautofailover.set_replication_password($1, $2, $3)", [
         formation,
         group,
         password ?? null,
