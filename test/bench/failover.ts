@@ -46,8 +46,11 @@ async function main(): Promise<number> {
   print("primary's postmaster killed: outage seen by the writer", primaries);
   const secondaries = await series(cluster, writer, count, (_, secondary) => kill(secondary));
   print("secondary's postmaster killed: longest stall of writes", secondaries);
+  writer.failures.clear();
   const planned = await series(cluster, writer, count, () => switchover(cluster));
   print("switchover: outage seen by the writer", planned);
+  const kinds = [...writer.failures].map(([code, times]) => `${times} times ${code}`);
+  console.log(`  errors seen by the writer: ${kinds.join(", ") || "none"}`);
 
   const primary = await cluster.healthy(SETTLE_MS);
   await writer.stop();

@@ -46,6 +46,8 @@ export class Writer implements AsyncDisposable {
   #running: Promise<void> | undefined;
   /** The last few errors, for a test that wants to tell why nothing is written. */
   readonly errors: string[] = [];
+  /** How often each kind of error came, by its code. */
+  readonly failures = new Map<string, number>();
 
   private constructor(hosts: readonly Address[], login: Login) {
     this.#hosts = hosts;
@@ -187,7 +189,9 @@ export class Writer implements AsyncDisposable {
   }
 
   #remember(error: unknown): void {
-    this.errors.push(`${codeOf(error)} ${error instanceof Error ? error.message : String(error)}`);
+    const code = codeOf(error);
+    this.failures.set(code, (this.failures.get(code) ?? 0) + 1);
+    this.errors.push(`${code} ${error instanceof Error ? error.message : String(error)}`);
     if (this.errors.length > 5) this.errors.shift();
   }
 }
