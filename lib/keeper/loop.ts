@@ -16,6 +16,7 @@ import type { Answer, Report } from "../shapes.ts";
 import { bootId, delay, monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { serveHttp } from "../sys/http.ts";
+import { type Notifier, OVERDUE_MS } from "../sys/notify.ts";
 import type { Db } from "../sys/sql.ts";
 import { promotionOf } from "./ancestry.ts";
 import { chores } from "./chores.ts";
@@ -62,9 +63,15 @@ const STREAMS_HEARTBEATS = 2.5;
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 
+/** What was told to end has ended by then, a clean stop of PostgreSQL included. */
+const ABORTED_MS = CLEAN_STOP.fastMs + CLEAN_STOP.immediateMs + CLEAN_STOP.killMs + OVERDUE_MS;
+
 /** A standby that has not streamed for this long looks whether it still can. */
 const ADRIFT_MS = 5000;
 
+const TURN = "the wait for the next turn";
+const OBSERVATION = "the look at PostgreSQL";
+const REPORT = "the report to the monitor";
 const START = "start PostgreSQL";
 const REPAIR = "follow the primary again";
 const CHORES = "keep settings in order";
@@ -85,6 +92,11 @@ export type LoopOptions = {
   readonly until?: (state: NodeState) => boolean;
   /** An action that fails ends the loop with its error, as does silence about the goal (`create`). */
   readonly failFast?: { readonly goalTimeoutMs: number; readonly joinTimeoutMs: number };
+  /**
+   * Hears of each promise of this loop. It turns once a heartbeat, whatever is under way beside it; a look at PostgreSQL and
+   * a report end by their own deadlines; what was told to end, ends. How long a transition takes, nobody knows before.
+   */
+  readonly notifier?: Notifier;
 };
 
 type Task = {
@@ -96,6 +108,7 @@ type Task = {
 
 /** @returns the state in which the loop ended; "dropped" when the monitor knows this node no more */
 export async function runLoop(node: Node, options: LoopOptions): Promise<NodeState> {
+  const { notifier } = options;
   const started = monotonicMs();
   const ended = Promise.withResolvers<NodeState>();
   let monitor: MonitorClient = openMonitor(node.config.monitor, () => wake());
@@ -220,6 +233,14 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     };
   }
 
+  /** For `systemctl status`. */
+  function statusOf(now: number): string {
+    const { state, goal, name } = node.state;
+    const course = goal === state ? "" : `, to be "${goal}"`;
+    const heard = contact === "fresh" ? "answers" : "does not answer";
+    return `Node "${name}" is "${state}"${course}; PostgreSQL is ${postgres(now)}; the monitor ${isDisabled() ? "is disabled" : heard}`;
+  }
+
   /** @param from the same state: PostgreSQL was started in it */
   function tellHooks(from: NodeState): void {
     const { config, state, observation } = node;
@@ -294,6 +315,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   /** A fresh connection shows that the server serves; the query goes over the one that is held. */
   async function observe(now: number): Promise<void> {
     observing = true;
+    notifier?.expect(OBSERVATION, OVERDUE_MS);
     lastObserved = now;
     serverSuspected = true;
     try {
@@ -320,6 +342,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       log.debug(`local check failed: ${errorText(error)}`);
     } finally {
       observing = false;
+      notifier?.met(OBSERVATION);
       if (isUnproven() || now - choresDone >= CHORES_EVERY_MS) choresDue = true;
       wake();
     }
@@ -348,6 +371,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
 
   async function sendReport(now: number): Promise<void> {
     reporting = true;
+    notifier?.expect(REPORT, OVERDUE_MS);
     reportWanted = false;
     lastReportSent = now;
     sequence += 1n;
@@ -415,6 +439,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       if (waitsForTestimony(error)) await testify(report);
     } finally {
       reporting = false;
+      notifier?.met(REPORT);
       wake();
     }
   }
@@ -549,15 +574,18 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     after?: () => void,
   ): void {
     const controller = new AbortController();
+    const { signal } = controller;
+    const ending = `what was told to end: ${name}`;
+    signal.addEventListener("abort", () => notifier?.expect(ending, ABORTED_MS), { once: true });
     const inForceBefore = syncInForce(node);
     const mine: Task = { name, to, controller, done: Promise.resolve() };
     const run = async (): Promise<void> => {
       try {
-        await action(controller.signal);
-        controller.signal.throwIfAborted();
+        await action(signal);
+        signal.throwIfAborted();
         after?.();
       } catch (error) {
-        if (controller.signal.aborted) {
+        if (signal.aborted) {
           log.info(`Given up: ${name}`);
           return;
         }
@@ -566,6 +594,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
         else log.error(`${name}: ${errorText(error)}`);
       } finally {
         if (task === mine) task = undefined;
+        notifier?.met(ending);
         if (name !== CHORES || syncInForce(node) !== inForceBefore) reportWanted = true;
         wake();
       }
@@ -782,6 +811,8 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
       ...(now < backOffUntil ? [backOffUntil] : []),
       ...(unansweredSince !== undefined ? [unansweredSince + policy().postgresTimeoutMs] : []),
     ].filter((due) => due > now);
+    notifier?.expect(TURN, heartbeat + OVERDUE_MS);
+    notifier?.status(statusOf(now));
     clearTimeout(timer);
     timer = setTimeout(turn, Math.max(1, Math.min(...dues, now + heartbeat) - now));
   }
@@ -844,6 +875,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   /** A primary walks to "demoted" before it ends: writes open elsewhere only when it has said so. */
   async function shutDown(): Promise<void> {
     closing = "stopping";
+    notifier?.stopping();
     task?.controller.abort(new Error("the keeper stops"));
     await task?.done;
     log.info("Stopping PostgreSQL");
@@ -866,8 +898,10 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   options.leave.addEventListener("abort", onLeave, { once: true });
   options.onReload?.(() => {
     log.info("Reloading the settings");
-    void readSettings();
-    if (node.server) reloadSettings(node).catch((error: unknown) => log.warn(errorText(error)));
+    const read = readSettings();
+    const reloaded = node.server && reloadSettings(node);
+    reloaded?.catch((error: unknown) => log.warn(errorText(error)));
+    notifier?.reloading(Promise.allSettled([read, reloaded]));
     wake();
   });
 
@@ -879,9 +913,11 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   try {
     if (!isDisabled()) watchMonitor();
     turn();
+    notifier?.ready();
     return await ended.promise;
   } finally {
     over = true;
+    notifier?.stopping();
     clearTimeout(timer);
     options.stop.removeEventListener("abort", onStop);
     options.leave.removeEventListener("abort", onLeave);

@@ -22,6 +22,7 @@ import { prepareTls } from "../pg/tls.ts";
 import type { Answer, KeeperConfig, KeeperState } from "../shapes.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { acquireLock, isLock, type Lock, lockHolder } from "../sys/lock.ts";
+import { openNotifier } from "../sys/notify.ts";
 import { waitUntil } from "../sys/retry.ts";
 import { NO_TLS_PARAMS, passwordFor, withUriParams } from "../sys/sql.ts";
 import { type Found, inspect } from "./existing.ts";
@@ -353,7 +354,8 @@ export async function runNode(
   log.info(
     `Keeper of node ${state.nodeId} "${state.name}" runs; last known state is "${state.state}"`,
   );
-  const ended = await runLoop(node, options);
+  using notifier = openNotifier();
+  const ended = await runLoop(node, { ...options, notifier });
   // the next run says so as well, with or without the monitor
   if (ended === "dropped") save(node, { state: "dropped", goal: "dropped", nodeId: undefined });
   return ended;

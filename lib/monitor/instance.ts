@@ -40,6 +40,7 @@ import { readIfExists, writeDurably } from "../sys/files.ts";
 import { serveHttp } from "../sys/http.ts";
 import { lockHolder } from "../sys/lock.ts";
 import { logger } from "../sys/log.ts";
+import { openNotifier } from "../sys/notify.ts";
 import { openDb, queryOnce, type Target, withUriParams } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
 import { monitorReply, type Overview } from "./http.ts";
@@ -279,11 +280,13 @@ export async function runMonitor(
     readonly onReload: (reload: () => void) => void;
   },
 ): Promise<void> {
+  using notifier = openNotifier();
   onReload(() => {
     log.info("Reloading the settings");
-    reconfigure(pgdata).catch((error: unknown) => log.error(errorText(error)));
+    notifier.reloading(reconfigure(pgdata).catch((error: unknown) => log.error(errorText(error))));
   });
   const signal = AbortSignal.any([stop, leave]);
+  signal.addEventListener("abort", () => notifier.stopping(), { once: true });
   const started = monotonicMs();
   let failures = 0;
   let wasReady = false;
@@ -300,8 +303,11 @@ export async function runMonitor(
     try {
       const config = loadMonitorConfig(pgdata);
       configure(config);
-      const server = await startInstance(config, signal);
+      const start = startInstance(config, signal);
+      if (failures === 0) notifier.starting(start);
+      const server = await start;
       await prepareDatabase(config);
+      notifier.status(`Serving at ${monitorUri(config)}`);
       log.info(
         `PostgreSQL is running with pid ${server.pid}; the monitor is ready at ${monitorUri(config)}`,
       );
@@ -312,6 +318,7 @@ export async function runMonitor(
         signal,
         overview,
         tlsParams(config.tls, config.auth === "cert"),
+        notifier,
       );
       if (!signal.aborted) log.warn("Lost the connection to the monitor's PostgreSQL");
     } catch (error) {
@@ -320,6 +327,7 @@ export async function runMonitor(
       if (conflict && !wasReady && monotonicMs() - started > PORT_PATIENCE_MS) throw error;
       failures += 1;
       log.error(errorText(error));
+      notifier.status(errorText(error));
       await delay(Math.min(100 * 2 ** failures, 2000), signal).catch(() => undefined);
     }
   }

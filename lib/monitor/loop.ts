@@ -4,6 +4,7 @@ import type { GroupRow, NodeRow } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { errorText } from "../sys/errors.ts";
 import { logger } from "../sys/log.ts";
+import { type Notifier, OVERDUE_MS } from "../sys/notify.ts";
 import { type Db, openDb, type Target, type TlsParams } from "../sys/sql.ts";
 import { probe } from "./health.ts";
 import type { Overview } from "./http.ts";
@@ -53,12 +54,15 @@ const keyText = ({ formation, groupId }: GroupKey): string => `${formation}/${gr
  * @param target the monitor's own database, as its owner
  * @param overview where what was read last is left for others
  * @param tls how nodes are connected to
+ * @param notifier hears that it serves, and that a look at a group ends, with or without a decision: however slow the
+ *   database is, its queries have deadlines
  */
 export async function watchGroups(
   target: Target,
   signal: AbortSignal,
   overview: Overview,
   tls: TlsParams,
+  notifier: Notifier,
 ): Promise<void> {
   const lost = Promise.withResolvers<void>();
   await using db: Db = openDb(target, { onClose: () => lost.resolve() });
@@ -167,11 +171,14 @@ export async function watchGroups(
     if (signal.aborted) return;
     watch.running = true;
     watch.again = false;
+    const looking = `the look at group ${keyText(watch.key)}`;
+    notifier.expect(looking, OVERDUE_MS);
     clearTimeout(watch.timer);
     look(watch)
       .catch((error: unknown) => log.error(`group ${keyText(watch.key)}: ${errorText(error)}`))
       .finally(() => {
         watch.running = false;
+        notifier.met(looking);
         if (watch.again) wake(watch);
       });
   }
@@ -220,6 +227,7 @@ export async function watchGroups(
       () => void wakeAll().catch((error: unknown) => log.error(errorText(error))),
     );
     overview.isServing = true;
+    notifier.ready();
     if (!signal.aborted) await lost.promise;
   } finally {
     overview.isServing = false;

@@ -24,6 +24,14 @@ export type RunOptions = {
 /** How a program ended: `code` is null when a signal ended it. */
 export type RunResult = { code: number | null; stdout: string; stderr: string };
 
+/** What is meant for this process alone: the service manager's, and the password of its own login, which libpq would take for any other's. */
+const NOT_FOR_PROGRAMS = {
+  PGPASSWORD: undefined,
+  NOTIFY_SOCKET: undefined,
+  WATCHDOG_PID: undefined,
+  WATCHDOG_USEC: undefined,
+};
+
 /** From SIGTERM to SIGKILL, and from there until a process that can't be killed (a disk that hangs) is left to itself. */
 const TERMINATE_MS = 1000;
 
@@ -107,8 +115,7 @@ function spawn(
   }
   try {
     return Bun.spawn(argv, {
-      // PGPASSWORD is of this process's own login: libpq would take it for any other too
-      env: { ...process.env, PGPASSWORD: undefined, ...env, LC_ALL: "C", LANGUAGE: undefined },
+      env: { ...process.env, ...NOT_FOR_PROGRAMS, ...env, LC_ALL: "C", LANGUAGE: undefined },
       stdin: input === undefined ? "ignore" : Buffer.from(input),
       stdout: "pipe",
       stderr: "pipe",
