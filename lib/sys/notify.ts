@@ -18,6 +18,7 @@ import { datagramSender, monotonicMicroseconds } from "./native.ts";
 
 const log = logger("service");
 
+const ALIVE = "WATCHDOG=1";
 /** Of its time, a watchdog is fed after each third. */
 const FEEDS = 3;
 /** Waits with deadlines of a few seconds have ended by then also where everything is slow. */
@@ -77,7 +78,7 @@ export function openNotifier(env: Environment = process.env as Environment): Not
       unsent = "";
       return;
     }
-    unsent = text.length <= UNSENT_MAX ? text : "";
+    if (words !== ALIVE) unsent = text.length <= UNSENT_MAX ? text : "";
     if (!failed) log.debug("the service manager could not be told", { socket: address });
     failed = true;
   }
@@ -88,7 +89,7 @@ export function openNotifier(env: Environment = process.env as Environment): Not
     if (late?.[0] !== overdue && late !== undefined)
       log.error(`Stuck: ${late[0]} should have ended by now; the watchdog is not fed any more`);
     overdue = late?.[0];
-    if (overdue === undefined) send("WATCHDOG=1");
+    if (overdue === undefined) send(ALIVE);
   }
 
   const everyMs = deliver && feedEveryMs(env, process.pid);

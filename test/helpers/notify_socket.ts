@@ -19,6 +19,8 @@ export class NotifySocket implements Disposable {
   });
   readonly #fd: number;
   readonly #messages: string[] = [];
+  /** The kernel keeps no more than a few datagrams, and a service manager reads them at once. */
+  readonly #reading = setInterval(() => this.messages, 20);
 
   /** @param address a path, which anybody may write to, or a name behind "@" */
   constructor(address: string) {
@@ -49,6 +51,7 @@ export class NotifySocket implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    clearInterval(this.#reading);
     this.#libc.symbols.close(this.#fd);
     if (!this.address.startsWith("@")) rmSync(this.address, { force: true });
   }
