@@ -11,6 +11,7 @@ import {
   parseCount,
   parsePort,
   parseSecurity,
+  readPasswordFile,
   requireTls,
   securityArgs,
   showSettings,
@@ -19,6 +20,7 @@ import {
 import { lockNode, stopRole } from "../lib/keeper/setup.ts";
 import {
   changeMonitorTls,
+  changePassword,
   createMonitor,
   monitorUri,
   passwordFile,
@@ -42,6 +44,9 @@ const pgdataArg = {
   pgdata: { type: "string", description: "The monitor's data directory (or PGDATA)" },
 } as const;
 
+const passwordOf = (file: string | undefined): string | undefined =>
+  file === undefined ? undefined : readPasswordFile(file);
+
 async function run(config: MonitorConfig): Promise<void> {
   using _lock = lockNode(nodePaths(config.pgdata));
   await runMonitor(config, signals());
@@ -64,11 +69,16 @@ const create = defineCommand({
     ...securityArgs,
     pgctl: { type: "string", description: "The pg_ctl to use" },
     ...httpArg,
+    passwordFile: {
+      type: "string",
+      description: "A file with autoctl_node's password, or - for standard input (a generated one)",
+    },
     run: { type: "boolean", description: "Go on with run" },
   },
   async run({ args }) {
     const http = httpSetting(args);
     const pgdata = enterPgdata(args.pgdata);
+    const password = passwordOf(args.passwordFile);
     const paths = nodePaths(pgdata);
     const binaries = await findBinaries(args.pgctl === undefined ? {} : { pgctl: args.pgctl });
     const config: MonitorConfig = {
@@ -84,7 +94,7 @@ const create = defineCommand({
       ),
       ...http,
     };
-    const done = await createMonitor(config);
+    const done = await createMonitor(config, password);
     log.info(
       done === "existed" ? "The monitor exists already, and is ready" : "The monitor is ready",
     );
@@ -113,6 +123,11 @@ const recover = defineCommand({
       type: "string",
       description: "Names of nodes not to wait for, separated by commas; what they say is ignored",
     },
+    passwordFile: {
+      type: "string",
+      description:
+        "A file with the password of autoctl_node that the keepers know, or - (what is left here)",
+    },
     timeout: {
       type: "string",
       default: "60",
@@ -136,6 +151,7 @@ const recover = defineCommand({
       nodename,
     };
     const { nodes } = await recoverMonitor(config, {
+      password: passwordOf(args.passwordFile),
       without: args.without?.split(",").filter((name) => name !== "") ?? [],
       timeoutMs: 1000 * parseCount("timeout", args.timeout, 86_400, 1),
       signal: signals().stop,
@@ -186,6 +202,27 @@ const stop = defineCommand({
   args: { ...pgdataArg, ...logArgs },
   async run({ args }) {
     log.info(`The monitor ${await stopRole(loadMonitorConfig(enterPgdata(args.pgdata)).pgdata)}`);
+  },
+});
+
+const rotatePassword = defineCommand({
+  meta: {
+    name: "rotate-password",
+    description:
+      "Give autoctl_node another password at once: tell keepers and operators, who ask for it when they connect",
+  },
+  args: {
+    ...pgdataArg,
+    ...logArgs,
+    passwordFile: {
+      type: "string",
+      description: "A file with the password, or - for standard input (a generated one)",
+    },
+  },
+  async run({ args }) {
+    const config = loadMonitorConfig(enterPgdata(args.pgdata));
+    await changePassword(config, passwordOf(args.passwordFile));
+    log.info(`The password of autoctl_node is in ${passwordFile(config)}, for PGPASSFILE`);
   },
 });
 
@@ -266,6 +303,17 @@ const disable = defineCommand({
 await main(
   defineCommand({
     meta: { name: "monitor", description: "The monitor: knows every node, and decides" },
-    subCommands: { create, run: runCommand, recover, status, stop, config, enable, disable, drop },
+    subCommands: {
+      create,
+      run: runCommand,
+      recover,
+      status,
+      stop,
+      config,
+      "rotate-password": rotatePassword,
+      enable,
+      disable,
+      drop,
+    },
   }),
 );

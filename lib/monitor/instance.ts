@@ -22,7 +22,7 @@ import {
   writeHbaBlock,
   writeIdentBlock,
 } from "../pg/hba.ts";
-import { awaitTls, localTarget, scramVerifier } from "../pg/local.ts";
+import { awaitTls, isVerifierOf, localTarget, scramVerifier } from "../pg/local.ts";
 import {
   adoptServer,
   livePostmaster,
@@ -41,6 +41,7 @@ import { serveHttp } from "../sys/http.ts";
 import { lockHolder } from "../sys/lock.ts";
 import { logger } from "../sys/log.ts";
 import { openNotifier } from "../sys/notify.ts";
+import { passfileLine, passwordOfLine } from "../sys/passfile.ts";
 import { openDb, queryOnce, type Target, withUriParams } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
 import { monitorReply, type Overview } from "./http.ts";
@@ -62,7 +63,7 @@ export const monitorUri = ({ nodename, pgport, tls }: MonitorConfig): string =>
     tls ? tlsParams(tls) : {},
   );
 
-/** The file with autoctl_node's generated password, in libpq's format. */
+/** The file with autoctl_node's password, in libpq's format. */
 export const passwordFile = (config: MonitorConfig): string =>
   join(nodePaths(config.pgdata).directory, PASSWORD_FILE);
 
@@ -135,8 +136,63 @@ function postmasterOf(config: MonitorConfig): Postmaster {
   });
 }
 
+/** autoctl_node's: in the file first, so that nobody has to know it who can't read it there. */
+async function setPassword(
+  config: MonitorConfig,
+  maintenance: Target,
+  password: string,
+): Promise<void> {
+  const key = { host: "*", port: config.pgport, database: MONITOR_DATABASE, user: LOGIN };
+  writeDurably(passwordFile(config), `${passfileLine(key, password)}\n`, 0o600);
+  // text of our own making: a verifier holds no quote
+  await queryOnce(
+    maintenance,
+    `alter role autoctl_node password '${scramVerifier(password, randomBytes(16))}'`,
+  );
+}
+
+const generatedPassword = (): string => randomBytes(24).toString("base64url");
+
+/** @throws {AppError} conflict: another password than the given one is in use */
+async function preparePassword(
+  config: MonitorConfig,
+  maintenance: Target,
+  given: string | undefined,
+): Promise<void> {
+  const [login] = await queryOnce<{ rolpassword: string | null }>(
+    maintenance,
+    "select rolpassword from pg_authid where rolname = 'autoctl_node'",
+  );
+  const stored = login?.rolpassword ?? undefined;
+  if (stored === undefined) {
+    // the keepers know the password of the monitor that was here before
+    const [kept = ""] = (readIfExists(passwordFile(config)) ?? "").split(/\r?\n/);
+    const password = given ?? passwordOfLine(kept) ?? generatedPassword();
+    return setPassword(config, maintenance, password);
+  }
+  // the file may be taken away once its password has been handed out
+  if (given === undefined || isVerifierOf(given, stored)) return;
+  throw new AppError("conflict", "the monitor has another password for autoctl_node", {
+    hint: "Give that one, or leave --password-file out; roles/monitor.ts rotate-password changes it.",
+  });
+}
+
+/**
+ * Gives autoctl_node another password, at once; connections that are there go on.
+ *
+ * @param given undefined: a generated one
+ * @throws {AppError} postgres: the monitor's PostgreSQL does not run
+ */
+export async function changePassword(
+  config: MonitorConfig,
+  given: string | undefined,
+): Promise<void> {
+  const maintenance = targetOf(postmasterOf(config), "postgres");
+  await setPassword(config, maintenance, given ?? generatedPassword());
+}
+
 /** Database, login and schema; every part may exist already. */
-async function prepareDatabase(config: MonitorConfig): Promise<void> {
+async function prepareDatabase(config: MonitorConfig, password?: string): Promise<void> {
   const postmaster = postmasterOf(config);
   const maintenance = targetOf(postmaster, "postgres");
   const has = async (text: string): Promise<boolean> =>
@@ -144,22 +200,7 @@ async function prepareDatabase(config: MonitorConfig): Promise<void> {
   if (!(await has("select from pg_roles where rolname = 'autoctl_node'"))) {
     await queryOnce(maintenance, "create role autoctl_node login");
   }
-  // the file may be taken away once its password has been handed out
-  if (await has("select from pg_authid where rolname = 'autoctl_node' and rolpassword is null")) {
-    // the keepers know the password of the monitor that was here before
-    const kept = readIfExists(passwordFile(config))?.trim().split(":").at(-1);
-    const password = kept ?? randomBytes(24).toString("base64url");
-    writeDurably(
-      passwordFile(config),
-      `*:${config.pgport}:${MONITOR_DATABASE}:autoctl_node:${password}\n`,
-      0o600,
-    );
-    // text of our own making: a verifier holds no quote
-    await queryOnce(
-      maintenance,
-      `alter role autoctl_node password '${scramVerifier(password, randomBytes(16))}'`,
-    );
-  }
+  await preparePassword(config, maintenance, password);
   if (!(await has(`select from pg_database where datname = '${MONITOR_DATABASE}'`))) {
     await queryOnce(maintenance, `create database ${MONITOR_DATABASE}`, [], { timeoutMs: 30_000 });
   }
@@ -216,8 +257,14 @@ function refuseOtherSettings(known: MonitorConfig, given: MonitorConfig): void {
   }
 }
 
-/** @returns "created", or "existed" when this very monitor was there already */
-export async function createMonitor(wanted: MonitorConfig): Promise<"created" | "existed"> {
+/**
+ * @param password autoctl_node's; undefined: the one that it has, else a generated one
+ * @returns "created", or "existed" when this very monitor was there already
+ */
+export async function createMonitor(
+  wanted: MonitorConfig,
+  password?: string,
+): Promise<"created" | "existed"> {
   const paths = nodePaths(wanted.pgdata);
   const ours = existsSync(paths.monitorConfig);
   const config = ours ? { ...loadMonitorConfig(wanted.pgdata), pgctl: wanted.pgctl } : wanted;
@@ -247,7 +294,7 @@ export async function createMonitor(wanted: MonitorConfig): Promise<"created" | 
     }
     configure(config);
     await startInstance(config);
-    await prepareDatabase(config);
+    await prepareDatabase(config, password);
   } catch (error) {
     // a create that failed leaves nothing that blocks the next one
     if (!ours) {

@@ -26,6 +26,8 @@ const POLL_MS = 100;
 export type RecoverOptions = {
   /** Names of nodes that are not waited for; what they say doesn't count. */
   readonly without: readonly string[];
+  /** autoctl_node's, as the keepers know it; undefined: what the monitor here before has left. */
+  readonly password: string | undefined;
   readonly timeoutMs: number;
   readonly signal: AbortSignal;
 };
@@ -38,7 +40,7 @@ export async function recoverMonitor(
   config: MonitorConfig,
   options: RecoverOptions,
 ): Promise<RecoveryPlan> {
-  await createMonitor(config);
+  await createMonitor(config, options.password);
   await using db = openDb(ownTarget(config));
   const why = await requireNeed(db, options.signal);
   await db.query("insert into pgautofailover.recovery (why) values ($1) on conflict do nothing", [
@@ -130,7 +132,7 @@ async function hearAll(
     await db.query("delete from pgautofailover.recovery");
     throw new AppError("timeout", "no keeper has called", {
       detail,
-      hint: "The monitor must be reachable where the keepers look for it: give the former --nodename and --pgport, or tell each keeper with roles/keeper.ts monitor enable URI. Where logins need a password, put the former autoctl_node.pgpass back beforehand.",
+      hint: "The monitor must be reachable where the keepers look for it: give the former --nodename and --pgport, or tell each keeper with roles/keeper.ts monitor enable URI. Where logins need a password, give the former one with --password-file, or put the former autoctl_node.pgpass back beforehand.",
     });
   }
 }

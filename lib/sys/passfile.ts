@@ -37,6 +37,10 @@ export function passwordIn(path: string, key: PassfileKey): string | undefined {
   return text === undefined ? undefined : findPassword(text, key);
 }
 
+/** The password of a line that is known to be the right one. */
+export const passwordOfLine = (line: string): string | undefined =>
+  splitFields(line)[4] || undefined;
+
 function readPrivate(path: string): string | undefined {
   try {
     const status = statSync(path);

@@ -1,10 +1,11 @@
 /** The monitor loses its memory; the keepers give it back. */
 import { expect, test } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { chmodSync, existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { Cluster } from "../helpers/cluster.ts";
 import { type Outcome, runRole } from "../helpers/command.ts";
+import { giveTo } from "../helpers/owner.ts";
 import { killUnder } from "../helpers/processes.ts";
 import { type Scene, scenariosOf } from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
@@ -234,6 +235,8 @@ scenario(
   },
 );
 
+const ASKS_FOR_PASSWORDS = ["--auth", "scram-sha-256"];
+
 test("a new monitor takes the password that the keepers know; without keepers it is one like any other", async () => {
   await using cluster = new Cluster("recover-auth", { auth: "scram-sha-256" });
   const { monitor } = cluster;
@@ -241,13 +244,59 @@ test("a new monitor takes the password that the keepers know; without keepers it
   const line = readFileSync(join(ownFiles(cluster, monitor), "autoctl_node.pgpass"), "utf8");
   await killMonitor(cluster);
   await rm(monitor.pgdata, { recursive: true });
-  const outcome = await recover(cluster, ["--timeout", "1"]);
+  const outcome = await recover(cluster, ["--timeout", "1", ...ASKS_FOR_PASSWORDS]);
   expect(outcome).toMatchObject({ code: 8 });
   expect(outcome.stderr).toContain("no keeper has called");
   const password = line.trim().split(":").at(-1) ?? "";
   const login = { user: "autoctl_node", database: "pg_auto_failover", password };
   expect(await ask(monitor.address, login, "select from pgautofailover.recovery")).toEqual([]);
 }, 40_000);
+
+test("a password that is given: create, create again, recover, and another one at once", async () => {
+  await using cluster = new Cluster("recover-given", { auth: "scram-sha-256" });
+  const { monitor } = cluster;
+  const given = (password: string): string[] => {
+    const path = join(cluster.base, "given");
+    writeFileSync(path, `${password}\n`, { mode: 0o600 });
+    giveTo(cluster.owner, path);
+    return ["--password-file", path];
+  };
+  const file = join(ownFiles(cluster, monitor), "autoctl_node.pgpass");
+  const uri = `${uriOf(monitor)}?passfile=${encodeURIComponent(file)}`;
+  const answers = (env: Record<string, string> = {}): string => {
+    const asked = Bun.spawnSync(["psql", "-XAwtc", "select 'in'", uri], {
+      env: { ...cluster.env, ...env },
+    });
+    return `${asked.stdout}${asked.stderr}`;
+  };
+  const first = String.raw`it's a "long":one\ `;
+  await monitor.create(given(first));
+  expect(statSync(file).mode & 0o777).toBe(0o600);
+  expect(answers()).toBe("in\n");
+  expect(await monitor.tryCreate(given(first))).toMatchObject({ code: 0 });
+  const refused = await monitor.tryCreate(given("another"));
+  expect(refused).toMatchObject({ code: 7 });
+  expect(refused.stderr).not.toContain("another\n");
+  expect(answers()).toBe("in\n");
+
+  // only the file that was handed out is there, and the new monitor's own is made of it
+  await loseMonitor(cluster);
+  const flags = ["--timeout", "1", ...ASKS_FOR_PASSWORDS];
+  expect(await recover(cluster, [...flags, ...given(first)])).toMatchObject({ code: 8 });
+  expect(answers()).toBe("in\n");
+  expect(await recover(cluster, [...flags, ...given("b")])).toMatchObject({ code: 7 });
+
+  expect(await monitor.command("rotate-password", given("c:d"))).toMatchObject({ code: 0 });
+  expect(readFileSync(file, "utf8")).toEndWith(":c\\:d\n");
+  expect(answers()).toBe("in\n");
+  expect(answers({ PGPASSWORD: first })).toContain("password authentication failed");
+  expect(await monitor.command("rotate-password")).toMatchObject({ code: 0 });
+  expect(answers({ PGPASSWORD: "c:d" })).toContain("password authentication failed");
+  expect(answers()).toBe("in\n");
+  chmodSync(join(cluster.base, "given"), 0o644);
+  const open = ["--password-file", join(cluster.base, "given")];
+  expect(await monitor.command("rotate-password", open)).toMatchObject({ code: 5 });
+}, 60_000);
 
 /** A monitor that waits for the keepers; `recovered` is the end of its command. */
 async function recoveringMonitor(cluster: Cluster, label: string) {
