@@ -26,8 +26,7 @@ export const logArgs = {
   logFormat: {
     type: "enum",
     options: ["text", "logfmt", "json"],
-    default: "text",
-    description: "How log lines look on standard error",
+    description: "How log lines look on standard error (text; without the time in journald)",
   },
 } as const satisfies ArgsDef;
 

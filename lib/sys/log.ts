@@ -1,5 +1,6 @@
 /** What the program does, told on standard error: the only door to consola. */
 
+import { fstatSync } from "node:fs";
 import { isatty } from "node:tty";
 import { type ConsolaReporter, createConsola } from "consola/core";
 import { type Detail, detailText, oneLine, scrub } from "./errors.ts";
@@ -11,10 +12,10 @@ export type Level = "debug" | "info" | "warn" | "error";
 /** Log lines of one area, e.g. "keeper". */
 export type Logger = Readonly<Record<Level, (message: string, detail?: Detail) => void>>;
 
-/** `text` is for a person at a terminal, the others for programs. */
-export type LogFormat = "text" | "logfmt" | "json";
+/** `text` is for a person at a terminal, `journal` for journald, which has the time, the others for programs. */
+export type LogFormat = "text" | "journal" | "logfmt" | "json";
 
-/** What `--log-format` accepts. */
+/** What `--log-format` accepts; without it, it's `journal` or `text`, as standard error is. */
 export const LOG_FORMATS: readonly LogFormat[] = ["text", "logfmt", "json"];
 
 /** One line of the log before it is rendered. */
@@ -24,14 +25,17 @@ const LEVELS: Readonly<Record<Level, number>> = { error: 0, warn: 1, info: 3, de
 
 const COLOURS: Readonly<Record<Level, number>> = { error: 31, warn: 33, info: 32, debug: 90 };
 
-let format: LogFormat = "text";
+/** @see sd-daemon(3) */
+const PRIORITIES: Readonly<Record<Level, number>> = { error: 3, warn: 4, info: 6, debug: 7 };
+
+let format: LogFormat | undefined;
 
 const reporter: ConsolaReporter = {
   log({ date, type, args }) {
     const [area, message, detail] = args as [string, string, Detail];
     const line = renderRecord(
       { at: date, level: type as Level, area, message, detail },
-      format,
+      logFormat(),
       useColours(),
     );
     writeLine(line);
@@ -55,7 +59,7 @@ export function logger(area: string): Logger {
   return { debug: at("debug"), info: at("info"), warn: at("warn"), error: at("error") };
 }
 
-/** Sets what is shown and how; what is left out stays as it was (info and above, text). */
+/** Sets what is shown and how; what is left out stays as it was (info and above, as standard error wants it). */
 export function configureLog(options: {
   verbose?: boolean | undefined;
   format?: LogFormat | undefined;
@@ -66,6 +70,7 @@ export function configureLog(options: {
 
 /** The format in force. */
 export function logFormat(): LogFormat {
+  format ??= isJournal(process.env["JOURNAL_STREAM"]) ? "journal" : "text";
   return format;
 }
 
@@ -85,9 +90,28 @@ export function renderRecord(record: LogRecord, as: LogFormat, colours: boolean)
   if (as === "logfmt") {
     return scrub(oneLine(`${level} ${area} ${JSON.stringify(message)} ${values}`));
   }
+  const sentence = scrub(oneLine(`${message} ${values}`));
+  if (as === "journal") return `<${PRIORITIES[level]}>${level.toUpperCase().padEnd(5)} ${sentence}`;
   const word = level.toUpperCase().padEnd(5);
   const shown = colours ? `\u001b[${COLOURS[level]}m${word}\u001b[0m` : word;
-  return `${timeOfDay(at)} ${shown} ${scrub(oneLine(`${message} ${values}`))}`;
+  return `${timeOfDay(at)} ${shown} ${sentence}`;
+}
+
+/**
+ * Whether standard error is the stream that systemd has connected to the journal: whoever has redirected it since
+ * inherits the variable all the same.
+ *
+ * @param stream JOURNAL_STREAM: device and inode
+ * @see systemd.exec(5)
+ */
+function isJournal(stream: string | undefined): boolean {
+  if (!stream) return false;
+  try {
+    const { dev, ino } = fstatSync(2, { bigint: true });
+    return stream === `${dev}:${ino}`;
+  } catch {
+    return false; // there is no standard error
+  }
 }
 
 function bigintAsText(_key: string, value: unknown): unknown {
