@@ -21,6 +21,8 @@ import {
 import { readSecret, writeSecret } from "./passfile.ts";
 
 const FOLLOWING: readonly NodeState[] = ["secondary", "catchingup"];
+/** Nothing has shown yet that this node can be what its data is: a server that is there stays as it is. */
+const JOINING: readonly NodeState[] = ["init", "wait_standby"];
 
 /** The node that this one follows may have another address by now. @returns whether a file has changed */
 function followMoved(node: Node): boolean {
@@ -32,6 +34,7 @@ function followMoved(node: Node): boolean {
 /** Changes only what is not as it must be; may be cut off and run again at any time. */
 export async function chores(node: Node, signal: AbortSignal): Promise<void> {
   const { state, goal, syncVersion } = node.state;
+  if (JOINING.includes(state)) return;
   const writes = canTakeWrites(state);
   if (node.db === undefined) await look(node);
   const set = node.answer?.sync;

@@ -94,6 +94,32 @@ test("a running primary is adopted without a restart, and its standbys without a
   }
 }, 90_000);
 
+test("the monitor takes its time: until it gives the node a place, a running server stays as it is", async () => {
+  await using cluster = new Cluster("patience");
+  await cluster.startMonitor();
+  const node = cluster.addNode("node1");
+  await makeCluster(cluster.owner, node.pgdata, ["--data-checksums"]);
+  await (await operator(cluster, node)).start();
+  cluster.monitor.process?.signal("SIGSTOP");
+  const creating = node.create();
+  const reports = async (): Promise<number> => {
+    const [row] = await cluster.askMonitor("select reportno from pgautofailover.node");
+    return Number(row?.["reportno"] ?? 0);
+  };
+  const first = await cluster.waitFor("a first report", END_MS, async () => {
+    return (await reports()) || undefined;
+  });
+  await cluster.waitFor("another two", END_MS, async () => (await reports()) > first + 1);
+  expect(readdirSync(node.pgdata).join()).not.toContain("auto-failover");
+  expect(await node.ask("show default_transaction_read_only")).toEqual([
+    { default_transaction_read_only: "off" },
+  ]);
+  cluster.monitor.process?.signal("SIGCONT");
+  await creating;
+  node.start();
+  await cluster.waitForStates({ node1: "single" }, END_MS);
+}, 60_000);
+
 test("a primary whose settings don't fit: each is named, and nothing is touched", async () => {
   const placeOf = (label: string) => (label === "monitor" ? HERE : { ...HERE, host: "a.invalid" });
   await using cluster = new Cluster("unfit", { placeOf });
