@@ -14,7 +14,7 @@ import {
 import type { NodeState } from "../fsm.ts";
 import { monitorTarget, openMonitor } from "../monitor/client.ts";
 import { makeHostBook } from "../pg/addresses.ts";
-import { type Binaries, findBinaries } from "../pg/binaries.ts";
+import { type Binaries, findBinaries, updateBefore } from "../pg/binaries.ts";
 import { dataVersion } from "../pg/commands.ts";
 import { leaveStartToKeeper } from "../pg/config_files.ts";
 import { isPortBusy, livePostmaster, stopServer } from "../pg/server.ts";
@@ -348,6 +348,13 @@ export async function runNode(
       detail: { pgdata, data: version, binaries: binaries.major },
       hint: "Name the right binaries in keeper.json, or run the old ones.",
     });
+  }
+  const update = updateBefore(binaries);
+  if (update !== undefined) {
+    log.warn(
+      `This PostgreSQL may acknowledge commits without a standby in the first moments after a start: update it to ${update} or later`,
+      { version: binaries.version },
+    );
   }
   const node = makeNode(config, binaries, state);
   save(node, { incarnation: state.incarnation + 1 });

@@ -11,8 +11,19 @@ export type Binaries = {
   readonly version: string;
 };
 
-/** Reloadable primary_conninfo, which fencing a standby needs, came with 13. */
-const MAJOR_MIN = 13;
+/**
+ * Reloadable primary_conninfo, which fencing a standby needs, came with 13. What is taken for proof of a server's
+ * processes (`pg/local.ts`) has been looked up, and tested, for each version up to 18.
+ */
+const MAJORS = { min: 13, max: 18 };
+const SUPPORTED = `${MAJORS.min} to ${MAJORS.max}`;
+/**
+ * By major version, the first release in which a server that has just started lets no commit pass without its
+ * synchronous standbys: before, none waited until the checkpointer had begun.
+ *
+ * @see PostgreSQL's release notes of 2025-05-08, "synchronous_standby_names immediately after startup"
+ */
+const WAITS_FROM_START: Readonly<Record<number, number>> = { 13: 21, 14: 18, 15: 13, 16: 9, 17: 5 };
 const VERSION_TIMEOUT_MS = 5000;
 /** Folders of packages: Debian's, the PostgreSQL project's RPMs, Homebrew's on both processors. */
 const PACKAGED = [
@@ -36,6 +47,16 @@ export function parseVersion(text: string): { major: number; version: string } |
   const [, version, major] = /\(PostgreSQL\) ((\d+)\S*)/.exec(text) ?? [];
   return version && major ? { major: Number(major), version } : undefined;
 }
+
+/** @returns the release to update to, where this one may acknowledge commits without a standby after a start */
+export function updateBefore({ major, version }: Omit<Binaries, "bindir">): string | undefined {
+  const first = WAITS_FROM_START[major];
+  const minor = Number(/^\d+\.(\d+)/.exec(version)?.[1]);
+  return first !== undefined && minor < first ? `${major}.${first}` : undefined;
+}
+
+const isSupported = ({ major }: Binaries, wantMajor = major): boolean =>
+  major >= MAJORS.min && major <= MAJORS.max && major === wantMajor;
 
 /** A directory with a usable set of programs: pg_ctl alone, as in some client packages, isn't one. */
 async function inspect(bindir: string): Promise<Binaries | undefined> {
@@ -101,10 +122,13 @@ export async function findBinaries(
         hint: "Name an existing pg_ctl, such as /usr/lib/postgresql/15/bin/pg_ctl.",
       });
     }
-    if (found.major < MAJOR_MIN || (wantMajor ?? found.major) !== found.major) {
+    if (!isSupported(found, wantMajor)) {
       throw new AppError("postgres", "the PostgreSQL that was named has an unfit version", {
-        detail: { pgctl, version: found.version, wanted: wantMajor ?? `${MAJOR_MIN} or later` },
-        hint: "Name the pg_ctl of the version that the data directory was made with.",
+        detail: { pgctl, version: found.version, wanted: wantMajor ?? SUPPORTED },
+        hint:
+          wantMajor === undefined
+            ? `Name the pg_ctl of a PostgreSQL ${SUPPORTED}.`
+            : "Name the pg_ctl of the version that the data directory was made with.",
       });
     }
     return found;
@@ -112,13 +136,11 @@ export async function findBinaries(
   for (const list of [onPath, fromPgConfig, packaged]) {
     for (const bindir of await list()) {
       const found = await inspect(bindir);
-      if (found && found.major >= MAJOR_MIN && (wantMajor ?? found.major) === found.major) {
-        return found;
-      }
+      if (found && isSupported(found, wantMajor)) return found;
     }
   }
   throw new AppError("postgres", "found no PostgreSQL on this machine", {
-    detail: { wanted: wantMajor ?? `${MAJOR_MIN} or later` },
+    detail: { wanted: wantMajor ?? SUPPORTED },
     hint: "Install the PostgreSQL server, or name its pg_ctl with --pgctl.",
   });
 }
