@@ -283,10 +283,18 @@ export async function requestReload(db: Db): Promise<void> {
   await db.query("SELECT pg_reload_conf()");
 }
 
-/** The waits in which a process has looked for a reload just before. */
+/**
+ * The waits in which a process has looked for a reload just before: each is in a loop that looks between two waits, and
+ * the handler of the signal sets the latch that ends a wait. So it is, by these names, from 13 to 18. Walsenders wait on
+ * a condition variable as well since 16, and since 18 the checkpointer has a second wait, at its end, under another
+ * name: neither changes that.
+ *
+ * @see PostgreSQL's CheckpointerMain in checkpointer.c, WalSndLoop in walsender.c, and WaitForWALToBecomeAvailable in
+ *   xlogrecovery.c (13 and 14: xlog.c)
+ */
 const IDLE_WAITS: Readonly<Record<"checkpointer" | "startup" | "walsender", readonly string[]>> = {
   checkpointer: ["CheckpointerMain"],
-  startup: ["RecoveryWalStream", "RecoveryRetrieveRetryInterval", "RecoveryWalAll"],
+  startup: ["RecoveryWalStream", "RecoveryRetrieveRetryInterval"],
   walsender: ["WalSenderMain"],
 };
 
