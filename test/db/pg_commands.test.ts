@@ -223,6 +223,8 @@ async function forked(world: World, rows = 1000) {
     const end = (await observe(dbA)).lsn;
     return async () => ((await observe(db)).replayLsn ?? 0n) >= end;
   };
+  // as each node has one for each other: else WAL that a rewind goes back to may be gone
+  await createSlot(dbB, "kept");
   await dbA.script(`CREATE TABLE t (i int); INSERT INTO t SELECT generate_series(1, ${rows})`);
   await waitFor("the WAL on b", 5000, await replayed(dbB));
   writeStandbySettings(b.pgdata, { primaryConninfo: "", primarySlotName: "" });

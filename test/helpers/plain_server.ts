@@ -13,15 +13,16 @@ export type PlainServer = AsyncDisposable & {
   start(): Promise<void>;
 };
 
-/** Makes a stopped cluster in `pgdata`, with trust for everybody on loopback. */
+/** Makes a stopped cluster in `pgdata`, with trust for everybody on loopback; without checksums, unless `more` asks for them. */
 export async function makeCluster(
   owner: Owner,
   pgdata: string,
   more: readonly string[] = [],
 ): Promise<void> {
-  const { bindir } = await findBinaries({});
+  const { bindir, major } = await findBinaries({});
   const flags = ["--pgdata", pgdata, "--auth", "trust", "--no-sync", "--locale", "C"];
-  await runAs(owner, [join(bindir, "initdb"), ...flags, ...more]);
+  const asBefore18 = major < 18 || more.includes("--data-checksums") ? [] : ["--no-data-checksums"];
+  await runAs(owner, [join(bindir, "initdb"), ...flags, ...asBefore18, ...more]);
 }
 
 /** Makes a cluster and starts it; disposing stops it. */

@@ -16,8 +16,10 @@ scenario(
     const [stray = primary] = standbys;
     const mark = stray.mark();
     const since = await cluster.lastEventId();
+    stray.process?.signal("SIGSTOP"); // its keeper would be quicker
     await stray.ask("select pg_promote()");
     await stray.ask("begin read write; create table stray (id int); commit");
+    stray.process?.signal("SIGCONT");
     await stray.waitForLog(/promoted behind the monitor's back, to timeline \d+/, 10_000, mark);
     await cluster.waitFor("it to be stopped", 10_000, async () => {
       return (await cluster.events(since)).some(({ rule }) => rule === "R203");

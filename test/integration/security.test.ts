@@ -62,13 +62,13 @@ step(
     expect(password).toBe("SCRAM-SHA-256$");
     const asked = `host=127.0.0.1 port=${primary.port} user=pgautofailover_replicator dbname=postgres`;
     for (const [conninfo, says] of [
-      [`${asked} sslmode=disable password=x`, "no encryption"],
-      [`${asked} sslmode=require password=x`, "password authentication failed"],
+      [`${asked} sslmode=disable password=x`, /no encryption|SSL off/], // as 14 and 13 have it
+      [`${asked} sslmode=require password=x`, /password authentication failed/],
     ] as const) {
       const { stderr } = Bun.spawnSync(["psql", "-XAtc", "select 1", conninfo], {
         env: cluster.env,
       });
-      expect(stderr.toString()).toContain(says);
+      expect(stderr.toString()).toMatch(says);
     }
   },
 );
@@ -255,7 +255,7 @@ const REFUSED: readonly Refused[] = [
     uri: () => plainUri(`sslmode=verify-full&sslrootcert=${encodeURIComponent(stranger().ca)}`) },
   { why: "a monitor under a name that its certificate lacks", code: 6, says: /its certificate names another host/, flags: () => issue("e"),
     uri: () => cluster.monitorUri.replace("@localhost", "@127.0.0.1") },
-  { why: "no encryption to the monitor", code: 6, says: /refused the login.*no encryption/, flags: () => issue("f"), uri: () => plainUri("sslmode=disable") },
+  { why: "no encryption to the monitor", code: 6, says: /refused the login.*(no encryption|SSL off)/, flags: () => issue("f"), uri: () => plainUri("sslmode=disable") },
   { why: "an authority's file that isn't there", code: 6, says: /can't be read on this side/, flags: () => issue("g"),
     uri: () => plainUri("sslmode=verify-ca&sslrootcert=/nowhere/ca.crt") },
   { why: "a primary of another authority", code: 2, says: /could not connect to another node: .*not issued by the authority/,

@@ -1,12 +1,13 @@
 /** A group whose data is in tablespaces too, each node's on a file system of its own. */
 import { expect, test } from "bun:test";
-import { existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Cluster } from "../helpers/cluster.ts";
 import { mountObstacle, type PrivateMounts, privateMounts } from "../helpers/mounts.ts";
 import { giveTo } from "../helpers/owner.ts";
 import { nothingLost } from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
+import { waitFor } from "../helpers/wait.ts";
 
 const obstacle = mountObstacle();
 if (obstacle !== undefined) console.error(`skipping the tests of tablespaces: ${obstacle}`);
@@ -126,8 +127,9 @@ test.skipIf(obstacle !== undefined)(
         if (/^[0-9A-F]{24}$/.test(name)) rmSync(join(wal, name));
       }
       const data = second.dataDirectoryIdentity();
+      fillUp(disks.on(second, "early"));
       second.start();
-      await killAtSwap(cluster, second, disks.on(second, "early"));
+      await killAtSwap(second, disks.on(second, "early"));
       expect(second.postmaster()).toBeUndefined();
       second.start();
       expect(await cluster.healthy(END_MS)).toBe(first);
@@ -150,11 +152,19 @@ test.skipIf(obstacle !== undefined)(
   120_000,
 );
 
+/** So much that its removal takes a while on any disk. */
+function fillUp(location: string): void {
+  const [version = ""] = readdirSync(location).filter((name) => name.startsWith("PG_"));
+  for (let i = 0; i < 10_000; i += 1) writeFileSync(join(location, version, `left${i}`), "");
+}
+
 /** Kills a keeper as soon as what a tablespace held is put aside for its new copy. */
-async function killAtSwap(cluster: Cluster, node: Service, location: string): Promise<void> {
-  const has = (name: string) => existsSync(join(location, `pg_auto_failover_${name}`));
-  await cluster.waitFor("a base backup", END_MS, () => has("copy"));
-  while (!has("replaced") && node.process?.running) await new Promise(setImmediate); // a moment only
+async function killAtSwap(node: Service, location: string): Promise<void> {
+  const replaced = join(location, "pg_auto_failover_replaced");
+  await waitFor("what was there to be put aside", END_MS, () => existsSync(replaced), {
+    everyMs: 1,
+    explain: () => node.log(),
+  });
   node.process?.signal("SIGKILL");
   await node.process?.ended(2000);
 }
