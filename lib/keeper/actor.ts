@@ -125,7 +125,8 @@ export function makeActor(
       log.info(`PostgreSQL is running with pid ${node.server?.pid}`);
       options.started();
     } catch (error) {
-      loop.startFailures += 1;
+      // a start that was given up says nothing about the server: who may go on would seem unable to
+      if (!signal.aborted) loop.startFailures += 1;
       throw error;
     }
   }
