@@ -6,7 +6,7 @@ import { formationUri, URI_FORMATS, type UriFormat } from "../lib/group/uri.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
 import { answer, logArgs, main } from "../lib/sys/cli.ts";
 import { AppError } from "../lib/sys/errors.ts";
-import { parseUri } from "../lib/sys/sql.ts";
+import { tlsParamsOf } from "../lib/sys/sql.ts";
 
 const uri = defineCommand({
   meta: {
@@ -37,13 +37,6 @@ const uri = defineCommand({
         hint: "Give another --formation or --group, or create nodes with roles/keeper.ts create.",
       });
     }
-    // clients verify what the one who asks the monitor does
-    const { params } = parseUri(at.monitor);
-    const encryption = Object.fromEntries(
-      ["sslmode", "sslrootcert", "sslcrl"].flatMap((key) =>
-        params[key] === undefined ? [] : [[key, params[key]]],
-      ),
-    );
     answer(
       formationUri(
         {
@@ -52,7 +45,7 @@ const uri = defineCommand({
           user: args.username,
           parameters: {
             target_session_attrs: "read-write",
-            ...encryption,
+            ...tlsParamsOf(at.monitor),
             ...(args.sslmode === undefined ? {} : { sslmode: args.sslmode }),
           },
         },

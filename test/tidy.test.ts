@@ -81,7 +81,16 @@ const DIRECTIONS: readonly [file: RegExp, mayImport: readonly string[]][] = [
   ],
   [
     /^lib\/drill\//,
-    ["lib/drill/", "lib/monitor/client.ts", "lib/group/", "lib/config.ts", "lib/sys/"],
+    [
+      "lib/drill/",
+      "lib/monitor/client.ts",
+      "lib/monitor/failovers.ts",
+      "lib/fsm.ts",
+      "lib/group/",
+      "lib/shapes.ts",
+      "lib/pg/processes.ts",
+      "lib/sys/",
+    ],
   ],
   [/^roles\//, ["lib/"]],
 ];

@@ -7,6 +7,7 @@
 import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
 import { resolve } from "node:path";
 import { AppError, invariant } from "../sys/errors.ts";
+import { readIfExists } from "../sys/files.ts";
 
 /** Linux fixes the unit of /proc's times for user space, whatever the kernel's own HZ. */
 const TICKS_PER_S = 100;
@@ -96,6 +97,15 @@ function readProc(pid: number, bootS: number): Process | undefined {
 /** The process of that pid, unless it ended. A zombie is listed: it hasn't been waited for. */
 export function readProcess(pid: number): Process | undefined {
   return hasProc ? readProc(pid, bootTimeS()) : ps(["-p", String(pid)])[0];
+}
+
+/** The command line of a process, which PostgreSQL's replace by what they do; "" when it has ended. */
+export function titleOf(pid: number): string {
+  if (hasProc) return readIfExists(`/proc/${pid}/cmdline`)?.replaceAll("\0", " ") ?? "";
+  return Bun.spawnSync(["ps", "-p", String(pid), "-o", "command="], {
+    stderr: "ignore",
+    timeout: PS_TIMEOUT_MS,
+  }).stdout.toString();
 }
 
 export function listProcesses(): Process[] {

@@ -26,7 +26,7 @@ import {
 export { passwordFor } from "./sql_password.ts";
 export { quoteIdentifier, SSL_MODES, type Ssl, sqlState, type Target } from "./sql_target.ts";
 export { sslOf, type TlsParams, tlsProblem } from "./sql_tls.ts";
-export { NO_TLS_PARAMS, type ParsedUri, parseUri, withUriParams } from "./sql_uri.ts";
+export { NO_TLS_PARAMS, type ParsedUri, parseUri, tlsParamsOf, withUriParams } from "./sql_uri.ts";
 
 /**
  * A row as PostgreSQL sent it. boolean, int2, int4, float, json, timestamptz (Date, milliseconds) and bytea (Buffer)

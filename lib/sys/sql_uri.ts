@@ -59,6 +59,13 @@ export const NO_TLS_PARAMS = {
   sslkey: undefined,
 };
 
+/** What a URI says of whom it trusts: clients that are sent elsewhere by who answers there verify as much. */
+export function tlsParamsOf(uri: string): Record<string, string> {
+  const { params } = parseUri(uri);
+  const keys = ["sslmode", "sslrootcert", "sslcrl"];
+  return Object.fromEntries(Object.entries(params).filter(([key]) => keys.includes(key)));
+}
+
 /**
  * The URI with these parameters; undefined takes one away.
  *

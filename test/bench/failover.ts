@@ -1,25 +1,28 @@
 /**
  * failover: how long clients are without a database when a postmaster is killed.
  *
- * Kills the primary's postmaster again and again under a writer that tries each host every 10 ms,
- * then the secondary's, and has the primary hand over by a switchover. Prints the outage that the writer saw, rows lost, and the time until
- * replication is synchronous again. Ends with 1 when an acknowledged row was lost.
+ * The drill's scenarios, again and again, against a cluster of its own: kills the primary's postmaster under a writer that
+ * tries each host every 10 ms, then the secondary's, and has the primary hand over by a switchover. Prints the outage that
+ * the writer saw, rows lost, and the time until replication is synchronous again. Ends with 1 when an acknowledged row was
+ * lost.
  *
  *   bun test/bench/failover.ts [--count 20] [--nodes 2]
  */
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
+import type { Scenario } from "../../lib/drill/faults.ts";
+import type { Spread } from "../../lib/drill/outage.ts";
+import { summaryOf } from "../../lib/drill/report.ts";
+import { type Report, runDrill } from "../../lib/drill/run.ts";
+import { openMonitor } from "../../lib/monitor/client.ts";
 import { Cluster } from "../helpers/cluster.ts";
-import { runRole } from "../helpers/command.ts";
-import type { Service } from "../helpers/service.ts";
-import { nowMs } from "../helpers/wait.ts";
-import type { Writer } from "../helpers/writer.ts";
 
-/** Writes that must succeed before the next fault: a series begins on a group that works. */
-const WRITES_BETWEEN = 50;
 const SETTLE_MS = 60_000;
-
-type Round = { outageMs: number; redundantMs: number };
+const SERIES = [
+  ["kill-postgres", "primary's postmaster killed: outage seen by the writer"],
+  ["kill-secondary", "secondary's postmaster killed: longest stall of writes"],
+  ["switchover", "switchover: outage seen by the writer"],
+] as const;
 
 async function main(): Promise<number> {
   const { values } = parseArgs({
@@ -41,69 +44,43 @@ async function main(): Promise<number> {
     "bench",
     Array.from({ length: nodes }, () => []),
   );
-  await using writer = await cluster.writer();
-  const primaries = await series(cluster, writer, count, (primary) => kill(primary));
-  print("primary's postmaster killed: outage seen by the writer", primaries);
-  const secondaries = await series(cluster, writer, count, (_, secondary) => kill(secondary));
-  print("secondary's postmaster killed: longest stall of writes", secondaries);
-  writer.failures.clear();
-  const planned = await series(cluster, writer, count, () => switchover(cluster));
-  print("switchover: outage seen by the writer", planned);
-  const kinds = [...writer.failures].map(([code, times]) => `${times} times ${code}`);
-  console.log(`  errors seen by the writer: ${kinds.join(", ") || "none"}`);
-
-  const primary = await cluster.healthy(SETTLE_MS);
-  await writer.stop();
-  const { acknowledged, unknown, lost, unexpected } = await writer.compareWith(primary.address);
-  console.log(
-    `rows: ${acknowledged} acknowledged, ${unknown} of unknown fate, ${lost.length} lost, ${unexpected.length} unexpected`,
-  );
-  return lost.length + unexpected.length === 0 ? 0 : 1;
-}
-
-async function kill(node: Service): Promise<void> {
-  const before = node.killPostgres();
-  await node.newPostmaster(before, SETTLE_MS);
-}
-
-async function switchover(cluster: Cluster): Promise<void> {
-  const words = ["switchover", "--monitor", cluster.monitorUri, "--json"];
-  const { code, stderr } = await runRole("formation", words, { env: cluster.env });
-  if (code !== 0) throw new Error(stderr);
-}
-
-/** @param act what is done in each round */
-async function series(
-  cluster: Cluster,
-  writer: Writer,
-  count: number,
-  act: (primary: Service, secondary: Service) => Promise<void>,
-): Promise<Round[]> {
-  const rounds: Round[] = [];
-  for (let round = 1; round <= count; round += 1) {
-    const primary = await cluster.healthy(SETTLE_MS);
-    await writer.waitForWrites(WRITES_BETWEEN, 10_000);
-    const timeMs = nowMs();
-    await act(primary, cluster.other(primary));
-    await cluster.healthy(SETTLE_MS);
-    const redundantMs = nowMs() - timeMs;
-    await writer.waitForWrites(WRITES_BETWEEN, 10_000);
-    rounds.push({ outageMs: writer.longestGapMs(timeMs), redundantMs });
-    if (process.stderr.isTTY) process.stderr.write(`\rround ${round} of ${count} `);
+  const reports: Report[] = [];
+  for (const [scenario, what] of SERIES) {
+    const report = await series(cluster, scenario, count);
+    const { outageMs, redundancyMs } = summaryOf(report);
+    console.log(`${what}: ${spread(outageMs)}`);
+    console.log(`  synchronous again after: ${spread(redundancyMs)}`);
+    reports.push(report);
   }
-  return rounds;
+  const kinds = Object.entries(reports.at(-1)?.errors ?? {});
+  const told = kinds.map(([code, times]) => `${times} times ${code}`).join(", ");
+  console.log(`  errors seen by the writer: ${told || "none"}`);
+
+  const sum = (of: (report: Report) => number) =>
+    reports.reduce((total, report) => total + of(report), 0);
+  const lost = sum((report) => summaryOf(report).lost);
+  const unexpected = sum(({ rounds }) => rounds.at(-1)?.unexpected ?? 0);
+  console.log(
+    `rows: ${sum(({ writes }) => writes.acknowledged)} acknowledged, ${sum(({ writes }) => writes.unknown)} of unknown fate, ${lost} lost, ${unexpected} unexpected`,
+  );
+  return lost + unexpected === 0 ? 0 : 1;
 }
 
-function print(what: string, rounds: readonly Round[]): void {
-  console.log(`${what}: ${spread(rounds.map(({ outageMs }) => outageMs))}`);
-  console.log(`  synchronous again after: ${spread(rounds.map(({ redundantMs }) => redundantMs))}`);
+async function series(cluster: Cluster, scenario: Scenario, rounds: number): Promise<Report> {
+  await cluster.healthy(SETTLE_MS);
+  await using monitor = openMonitor(cluster.monitorUri);
+  const { report, failure } = await runDrill({
+    ...{ monitor, monitorUri: cluster.monitorUri, formation: "default", group: 0 },
+    ...{ scenario, rounds, writers: 1, writesPerSecond: 100, username: cluster.login.user },
+    ...{ timeoutMs: SETTLE_MS, signal: new AbortController().signal },
+  });
+  if (failure !== undefined && summaryOf(report).lost === 0) throw failure;
+  return report;
 }
 
-function spread(values: readonly number[]): string {
-  const sorted = [...values].sort((a, b) => a - b);
-  const at = (part: number): string =>
-    `${((sorted[Math.round(part * (sorted.length - 1))] ?? 0) / 1000).toFixed(3)} s`;
-  return `min ${at(0)}, median ${at(0.5)}, max ${at(1)}`;
+function spread(values: Spread | undefined): string {
+  const at = (ms: number | undefined): string => `${((ms ?? 0) / 1000).toFixed(3)} s`;
+  return `min ${at(values?.min)}, median ${at(values?.median)}, max ${at(values?.max)}`;
 }
 
 process.exit(await main());

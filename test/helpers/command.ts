@@ -5,7 +5,7 @@ import { nowMs, waitFor, within } from "./wait.ts";
 
 export const REPOSITORY = join(import.meta.dir, "..", "..");
 
-export type RoleName = "monitor" | "keeper" | "uri" | "state" | "formation" | "node";
+export type RoleName = "monitor" | "keeper" | "uri" | "state" | "formation" | "node" | "drill";
 export type Environment = Readonly<Record<string, string>>;
 
 export type Outcome = {
