@@ -1,16 +1,16 @@
 #!/usr/bin/env -S bun --no-env-file
 /** drill: breaks a healthy formation on purpose, under load, and tells what its clients see of it. */
+import { resolve } from "node:path";
 import { defineCommand } from "citty";
 import { groupArg, locateMonitor, parseCount, whereArgs } from "../lib/config.ts";
 import { SCENARIOS, type Scenario } from "../lib/drill/faults.ts";
-import { reportHtml } from "../lib/drill/html.ts";
+import { pageAt } from "../lib/drill/html.ts";
 import { planJson, planText, reportJson, reportText } from "../lib/drill/report.ts";
 import { planDrill, runDrill } from "../lib/drill/run.ts";
 import { openMonitor } from "../lib/monitor/client.ts";
 import { parseMeasure } from "../lib/monitor/settings.ts";
 import { answer, commonArgs, confirm, main } from "../lib/sys/cli.ts";
 import { AppError, errorText } from "../lib/sys/errors.ts";
-import { writeAtomically } from "../lib/sys/files.ts";
 import { signals } from "../lib/sys/signals.ts";
 
 function scenarioNamed(name: string): Scenario {
@@ -57,12 +57,13 @@ const run = defineCommand({
     const writesPerSecond = parseCount("rate", args.rate, 10_000, 1);
     const writers = parseCount("writers", args.writers, 100, 1);
     const timeoutMs = parseMeasure("--timeout", "ms", args.timeout);
+    const writePage = args.report === undefined ? undefined : pageAt(resolve(args.report));
     const { monitor: monitorUri, formation, group } = locateMonitor(args);
     await using monitor = openMonitor(monitorUri);
     const { username, dbname } = args;
     const options = {
       ...{ monitor, monitorUri, formation, group, scenario, rounds, writers, writesPerSecond },
-      ...{ username, dbname, timeoutMs, signal: signals().stop },
+      ...{ username, dbname, timeoutMs },
     };
     const plan = await planDrill(options);
     if (args.dryRun) {
@@ -72,12 +73,13 @@ const run = defineCommand({
       const question = `${plan.fault.what}; ${rounds} rounds. Type the formation's name`;
       await confirm(question, formation);
     }
-    const { report, failure } = await runDrill(options);
+    // from here on Ctrl-C heals first
+    const { report, failure } = await runDrill({ ...options, signal: signals().stop });
     const error = failure === undefined ? null : errorText(failure);
-    if (args.report !== undefined) writeAtomically(args.report, reportHtml(report, error), 0o644);
     answer(
       args.json ? JSON.stringify(reportJson(report, error), undefined, 2) : reportText(report),
     );
+    writePage?.(report, error);
     if (failure !== undefined) throw failure;
   },
 });

@@ -42,17 +42,21 @@ export type Scene = {
   readonly targetOf: (node: NodeRow) => Target;
 };
 
-/** Whether a fault that is to be undone lasts longer than anybody needs for it. */
+/** After which the kernel and the guard end it, whatever the drill does. */
 const PARTITION_MS = 60_000;
 const NFT_TIMEOUT_MS = 5000;
 const LOOK_EVERY_MS = 50;
 const TABLE = "pg_auto_failover_drill";
+/** A service manager may have put another one in its place: that one is not stopped. */
+const GO_ON = 'kill -CONT "$0" || ! kill -0 "$0"';
+/** Whether or not the table is there. */
+const HEAL = `echo "table inet ${TABLE}; delete table inet ${TABLE}" | nft -f -`;
 
 const named = ({ nodeId, name }: NodeRow): string => `node ${nodeId} "${name}"`;
 
 function elsewhere(what: string, nodes: readonly NodeRow[]): AppError {
   const where = nodes.map((node) => `${named(node)} on ${node.host}`).join(", ");
-  return new AppError("state", `${what} runs on another machine, or is hidden from this user`, {
+  return new AppError("state", `${what} runs on another machine, or is another user's`, {
     detail: { node: nodes.map(({ name }) => name).join(",") },
     hint: `Run this drill where it is, as its owner or as root: ${where}.`,
   });
@@ -90,7 +94,7 @@ async function stopKeeper(scene: Scene, primary: NodeRow): Promise<Fault> {
     what: `SIGSTOP of the keeper (pid ${keeper.pid}) of ${named(primary)}, the primary, for ${forMs / 1000} s`,
     isNoticed: false,
     async strike(signal) {
-      await using _ = openGuard(["kill", "-CONT", String(keeper.pid)], forMs + 5000);
+      await using _ = openGuard(["sh", "-c", GO_ON, String(keeper.pid)], forMs + 5000);
       if (!sendSignal(keeper, "SIGSTOP")) throw elsewhere("the keeper of the primary", [primary]);
       await delay(forMs, signal);
     },
@@ -178,7 +182,7 @@ async function partition(scene: Scene, primary: NodeRow): Promise<Fault> {
     what: `the host of ${named(primary)}, the primary, is cut off from ${[...peers.v4, ...peers.v6].join(", ")} until another node takes writes`,
     isNoticed: true,
     async strike(signal) {
-      await using _ = openGuard(["nft", "delete", "table", "inet", TABLE], PARTITION_MS);
+      await using _ = openGuard(["sh", "-c", HEAL], PARTITION_MS);
       await nft(["-f", "-"], partitionRules(peers, uid, primary.port, PARTITION_MS));
       const look = async () => {
         const now = await monitor.groupView(view.formation, view.groupId);

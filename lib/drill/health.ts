@@ -1,13 +1,16 @@
 /** Whether a group is as it should be: nothing is broken on purpose where something is broken already. */
 import { isHealthy } from "../group/election.ts";
-import type { GroupRow, NodeRow } from "../shapes.ts";
+import type { GroupView, NodeView } from "../group/view.ts";
 
-const named = ({ nodeId, name }: NodeRow): string => `node ${nodeId} "${name}"`;
+/** With what the monitor says of failovers that it may not carry out. */
+type Group = GroupView & { readonly blocked?: string | undefined };
 
-const isPrimary = ({ reported, goal }: NodeRow): boolean =>
+const named = ({ nodeId, name }: NodeView): string => `node ${nodeId} "${name}"`;
+
+const isPrimary = ({ reported, goal }: NodeView): boolean =>
   reported === "primary" && goal === "primary";
 
-function troubleOfNode(node: NodeRow, view: GroupRow): string | undefined {
+function troubleOfNode(node: NodeView, view: GroupView): string | undefined {
   if (node.maintenance) return `${named(node)} is in maintenance`;
   if (!isHealthy(node, view.policy)) {
     return node.pgRunning
@@ -22,7 +25,7 @@ function troubleOfNode(node: NodeRow, view: GroupRow): string | undefined {
 }
 
 /** What keeps a group from perfect health, a sentence each: one primary, all others synchronous where they may be, no failover under way. */
-export function troublesOf(view: GroupRow): string[] {
+export function troublesOf(view: Group): string[] {
   const { nodes, sync, inForce } = view;
   const primaries = nodes.filter(isPrimary).length;
   const isSynchronous = sync.number > 0;
@@ -30,7 +33,7 @@ export function troublesOf(view: GroupRow): string[] {
   return [
     ...(view.blocked === undefined ? [] : [view.blocked]),
     ...(view.request === undefined ? [] : ["a failover or switchover was asked for"]),
-    ...(primaries === 1 ? [] : [`${primaries || "no"} nodes are primary`]),
+    ...(primaries === 1 ? [] : ["no node is primary"]),
     ...nodes.flatMap((node) => troubleOfNode(node, view) ?? []),
     ...(nodes.length > 1 ? [] : ["there is no standby"]),
     ...(isSynchronous ? [] : ["commits wait for no standby, so some may be lost"]),

@@ -5,11 +5,20 @@ import { namesIn } from "../sys/files.ts";
 import { lockHolder } from "../sys/lock.ts";
 import { openDb, type Target } from "../sys/sql.ts";
 
+/** Whether this user may end it, stop it and let it go on. */
+function isOurs({ pid }: Process): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
+}
+
 /**
  * The postmaster of the server that answers there, when it is a process of this machine: the parent of our own session,
  * which a process of another machine (or container) with the same number can't be, since its title names our port.
  *
- * @returns undefined: it runs elsewhere, or its processes are hidden from this user
+ * @returns undefined: it runs elsewhere, or is another user's
  */
 export async function findPostmaster(target: Target): Promise<Process | undefined> {
   await using db = openDb(target);
@@ -18,7 +27,7 @@ export async function findPostmaster(target: Target): Promise<Process | undefine
   if (session === undefined || !isPostgres(session)) return undefined;
   if (!titleOf(session.pid).includes(`(${row?.["port"]})`)) return undefined;
   const parent = readProcess(session.parentPid);
-  return parent !== undefined && isPostgres(parent) ? parent : undefined;
+  return parent !== undefined && isPostgres(parent) && isOurs(parent) ? parent : undefined;
 }
 
 const linkOf = (path: string): string => {

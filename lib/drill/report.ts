@@ -3,7 +3,8 @@ import { renderTable } from "../sys/table.ts";
 import { type Spread, spreadOf } from "./outage.ts";
 import type { Plan, Report, Round } from "./run.ts";
 
-export const outageOf = ({ gap }: Pick<Round, "gap">): number => gap.toMs - gap.fromMs;
+export const outageOf = ({ gap }: Pick<Round, "gap">): number =>
+  Math.round(10 * (gap.toMs - gap.fromMs)) / 10;
 /** On any node: what one of them lacks, an election could make the group's. */
 export const lostOf = ({ lost }: Round): number => Math.max(0, ...Object.values(lost));
 

@@ -142,7 +142,7 @@ async function requireLogin(target: Target): Promise<void> {
   });
 }
 
-const formationScene = async (options: DrillOptions): Promise<Scene> => {
+const formationScene = async (options: Omit<DrillOptions, "signal">): Promise<Scene> => {
   const { monitor, formation, username, dbname } = options;
   const database = dbname ?? (await monitor.databaseOf(formation)) ?? "postgres";
   return { ...options, database, user: username ?? currentUser() };
@@ -159,7 +159,7 @@ async function plan(scene: Scene): Promise<Plan & { readonly view: GroupRow }> {
 }
 
 /** @throws {AppError} state, permission, config: the drill can't be run */
-export async function planDrill(options: DrillOptions): Promise<Plan> {
+export async function planDrill(options: Omit<DrillOptions, "signal">): Promise<Plan> {
   const scene = await formationScene(options);
   const { fault, nodes, database } = await plan(scene);
   const primary = nodes.find(({ reported }) => reported === "primary");
@@ -211,7 +211,7 @@ async function dropTable(targets: readonly Target[]): Promise<void> {
 }
 
 /** Waits until a standby has replayed what its primary has now. */
-async function replayed(primary: Target, standby: Target): Promise<void> {
+async function replayed(primary: Target, standby: Target, name: string): Promise<void> {
   const [row] = await queryOnce(primary, "select pg_current_wal_flush_lsn()::text as lsn");
   const look = async () => {
     const [now] = await queryOnce(
@@ -221,7 +221,7 @@ async function replayed(primary: Target, standby: Target): Promise<void> {
     );
     return now?.["done"] === true ? true : undefined;
   };
-  const what = "a standby to replay all WAL";
+  const what = `node "${name}" to replay all WAL`;
   await waitUntil(look, { timeoutMs: REPLAY_TIMEOUT_MS, everyMs: LOOK_EVERY_MS, what });
 }
 
@@ -238,12 +238,15 @@ async function compareNodes(
   for (const node of nodes) {
     const attempts = [...workload.attempts];
     const target = targetOf(node, scene);
-    if (primary && node !== primary) await replayed(targetOf(primary, scene), target);
+    if (primary && node !== primary) await replayed(targetOf(primary, scene), target, node.name);
     const runs = await readRuns(target, TABLE);
     const told = compare(attempts, runs, workload.begun());
     lost[node.name] = told.lost.length;
     if (node === primary)
-      onThePrimary = { ...told, ...compare(attempts.slice(sinceIndex), runs, workload.begun()) };
+      onThePrimary = {
+        ...compare(attempts.slice(sinceIndex), runs, workload.begun()),
+        unexpected: told.unexpected,
+      };
   }
   return {
     lost,
@@ -296,17 +299,20 @@ export function storyOf(
   if (failover === undefined) {
     const changes = events.filter(({ description }) => description.startsWith("New state"));
     const marks = changes.map(({ eventtime, nodename, reportedstate }) => ({
-      ms: eventtime.getTime() - faultMs,
+      ms: tenths(eventtime.getTime() - faultMs),
       label: `${nodename} ${reportedstate}`,
     }));
     return { phases: null, marks };
   }
   const marks = (Object.keys(LABELS) as (keyof typeof LABELS)[]).flatMap((key) => {
     const ms = failover[key];
-    return ms === null ? [] : [{ ms: ms - faultMs, label: LABELS[key] }];
+    return ms === null ? [] : [{ ms: tenths(ms - faultMs), label: LABELS[key] }];
   });
   return { phases: phasesOf(failover), marks };
 }
+
+/** Finer is noise. */
+const tenths = (ms: number): number => Math.round(10 * ms) / 10;
 
 const nameOfPrimary = ({ nodes }: GroupRow): string =>
   nodes.find(({ reported }) => reported === "primary")?.name ?? "";
@@ -332,7 +338,7 @@ async function playRound(
   const at = new Date();
   await fault.strike(signal);
   const after = await settle(scene, fault, lastEvent, signal);
-  const redundancyMs = monotonicMs() - faultMs;
+  const redundancyMs = tenths(monotonicMs() - faultMs);
   await workload.waitForWrites(enough, timeoutMs, signal);
   const endMs = monotonicMs();
   const compared = await compareNodes(workload, after.nodes, scene, sinceIndex);
@@ -346,8 +352,8 @@ async function playRound(
   return {
     ...{ round, what: fault.what, at, from: nameOfPrimary(before), to: nameOfPrimary(after) },
     ...{ phases, redundancyMs, marks, ...compared },
-    gap: { fromMs: gap.fromMs - faultMs, toMs: gap.toMs - faultMs },
-    acknowledged: shown.map((ms) => ms - faultMs),
+    gap: { fromMs: tenths(gap.fromMs - faultMs), toMs: tenths(gap.toMs - faultMs) },
+    acknowledged: shown.map((ms) => tenths(ms - faultMs)),
   };
 }
 

@@ -31,7 +31,7 @@ export type Workload = AsyncDisposable & {
   /** How often each kind of error came, by its code. */
   readonly failures: ReadonlyMap<string, number>;
   /** The last few errors in words. */
-  readonly errors: readonly string[];
+  readonly errors: string[];
   /** Waits until so many more rows than now are acknowledged. @throws {AppError} timeout */
   waitForWrites(count: number, timeoutMs: number, signal?: AbortSignal): Promise<void>;
   /** Ends the writing; writes in flight are waited for. */

@@ -1,6 +1,9 @@
 /** A command that is run when this process is done or dead, in whatever way it ended. */
 import { delay } from "./clock.ts";
 import { AppError, invariant } from "./errors.ts";
+import { logger } from "./log.ts";
+
+const quoted = (word: string): string => (/^[\w./-]+$/.test(word) ? word : `'${word}'`);
 
 /** The command itself is short. */
 const HEAL_MS = 10_000;
@@ -38,10 +41,18 @@ export function openGuard(command: readonly string[], deadlineMs: number): Async
       await child.stdin.end();
       await Promise.race([child.exited, delay(HEAL_MS)]);
       if (child.exitCode === 0) return;
-      const reason =
-        child.exitCode === null ? "it takes too long" : await new Response(child.stderr).text();
-      throw new AppError("state", "what the drill broke could not be healed", {
-        detail: { command: command.join(" "), reason },
+      const said = child.exitCode === null ? "" : await new Response(child.stderr).text();
+      const detail = {
+        command: command.map(quoted).join(" "),
+        reason: said || "it takes too long",
+      };
+      // said here too: what is under way may have failed of something else, which is then told instead
+      logger("guard").error(
+        "what was broken on purpose could not be healed: run this by hand",
+        detail,
+      );
+      throw new AppError("state", "what was broken on purpose could not be healed", {
+        detail,
         hint: "Run that command by hand.",
       });
     },

@@ -1,7 +1,9 @@
 /** Waiting for conditions, never for time. */
 
+import { monotonicMs } from "../../lib/sys/clock.ts";
+
 /** Milliseconds on a clock that no time server moves. */
-export const nowMs = (): number => performance.now();
+export const nowMs = monotonicMs;
 
 /**
  * Asks until the probe yields something that isn't undefined or false.
