@@ -70,7 +70,7 @@ const run = defineCommand({
       return answer(args.json ? JSON.stringify(planJson(plan, rounds)) : planText(plan, rounds));
     }
     if (!args.yes) {
-      const question = `${plan.fault.what}; ${rounds} rounds. Type the formation's name`;
+      const question = `${plan.fault.what} (rounds: ${rounds}); type the formation's name`;
       await confirm(question, formation);
     }
     // from here on Ctrl-C heals first

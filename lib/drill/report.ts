@@ -81,8 +81,7 @@ export function planText({ fault, nodes, database }: Plan, rounds: number): stri
   const names = nodes.map(({ name, reported }) => `${name} (${reported})`).join(", ");
   return [
     `The group is in perfect health: ${names}`,
-    `Each of ${rounds} rounds: ${fault.what.replace(/ \(pid \d+\)/, "")}`,
-    `First: ${fault.what}`,
+    `Round 1 of ${rounds}: ${fault.what}`,
     `Rows are written into a schema of its own in database "${database}", which is dropped at the end`,
   ].join("\n");
 }

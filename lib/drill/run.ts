@@ -288,6 +288,7 @@ const LABELS = {
   disconnectedMs: "disconnected",
   promotedMs: "promoted",
   openMs: "open for writes",
+  redundantMs: "synchronous again",
 } as const;
 
 /** What the monitor's events tell of a round. @param faultMs of the fault, by the monitor's clock */
@@ -324,7 +325,7 @@ async function playRound(
   workload: Workload,
   signal: AbortSignal,
 ): Promise<Round> {
-  const { monitor, formation, group, writesPerSecond, writers, timeoutMs } = scene;
+  const { monitor, formation, group, scenario, writesPerSecond, writers, timeoutMs } = scene;
   const enough = Math.max(2 * writers, Math.ceil(writesPerSecond / 2));
   await workload.waitForWrites(enough, timeoutMs, signal);
   const askedMs = monotonicMs();
@@ -339,6 +340,13 @@ async function playRound(
   await fault.strike(signal);
   const after = await settle(scene, fault, lastEvent, signal);
   const redundancyMs = tenths(monotonicMs() - faultMs);
+  const [from, to] = [nameOfPrimary(before), nameOfPrimary(after)];
+  if (scenario === "switchover" && from === to) {
+    throw new AppError("state", "the switchover was called off: the old primary goes on", {
+      detail: { node: from },
+      hint: "roles/state.ts events says why.",
+    });
+  }
   await workload.waitForWrites(enough, timeoutMs, signal);
   const endMs = monotonicMs();
   const compared = await compareNodes(workload, after.nodes, scene, sinceIndex);
@@ -350,7 +358,7 @@ async function playRound(
   const gap = longestGap(times, faultMs, endMs);
   const shown = times.filter((ms) => ms >= faultMs - 1000 && ms <= endMs);
   return {
-    ...{ round, what: fault.what, at, from: nameOfPrimary(before), to: nameOfPrimary(after) },
+    ...{ round, what: fault.what, at, from, to },
     ...{ phases, redundancyMs, marks, ...compared },
     gap: { fromMs: tenths(gap.fromMs - faultMs), toMs: tenths(gap.toMs - faultMs) },
     acknowledged: shown.map((ms) => tenths(ms - faultMs)),

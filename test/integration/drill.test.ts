@@ -131,6 +131,26 @@ scenario(
   },
 );
 
+scenario(
+  "an acknowledged row that is gone ends the drill: no round follows",
+  TIMEOUT_MS,
+  async (cluster) => {
+    const primary = await cluster.healthy(SETTLE_MS);
+    const command = roleCommand("drill", words(cluster, "switchover", "--yes", "--rounds", "3"));
+    const running = new RunningRole(command, cluster.env, join(cluster.base, "lost.log"));
+    await cluster.waitFor("a row to take away", 20_000, async () => {
+      const text = "delete from pgautofailover_drill.writes where id <= 3 returning id";
+      return (await primary.ask(text)).length > 0;
+    });
+    expect(await running.ended(SETTLE_MS)).toBe(7);
+    const said = readLog(running.logFile, running.logStart);
+    expect(said).toContain("acknowledged rows are missing");
+    expect(said).toContain("Round 1:");
+    expect(said).not.toContain("Round 2:");
+    expect(await hasSchema(cluster.other(primary))).toBe(false);
+  },
+);
+
 scenario("a group with an unhealthy standby is not broken further", TIMEOUT_MS, async (cluster) => {
   const primary = await cluster.healthy(SETTLE_MS);
   const standby = cluster.other(primary);

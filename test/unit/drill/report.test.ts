@@ -114,6 +114,7 @@ test("a round's story: the phases of its failover, counted from the fault", () =
     "40 disconnected",
     "90 promoted",
     "140 open for writes",
+    "600 synchronous again",
   ]);
 });
 
