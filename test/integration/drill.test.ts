@@ -136,18 +136,21 @@ scenario(
   TIMEOUT_MS,
   async (cluster) => {
     const primary = await cluster.healthy(SETTLE_MS);
-    const command = roleCommand("drill", words(cluster, "switchover", "--yes", "--rounds", "3"));
+    const flags = ["kill-secondary", "--yes", "--rounds", "3"];
+    const command = roleCommand("drill", words(cluster, ...flags));
     const running = new RunningRole(command, cluster.env, join(cluster.base, "lost.log"));
     await cluster.waitFor("a row to take away", 20_000, async () => {
       const text = "delete from pgautofailover_drill.writes where id <= 3 returning id";
       return (await primary.ask(text)).length > 0;
     });
-    expect(await running.ended(SETTLE_MS)).toBe(7);
+    const code = await running.ended(SETTLE_MS);
     const said = readLog(running.logFile, running.logStart);
-    expect(said).toContain("acknowledged rows are missing");
-    expect(said).toContain("Round 1:");
+    expect({ code, said }).toEqual({
+      code: 7,
+      said: expect.stringMatching(/Round 1:[\s\S]*acknowledged rows are missing/),
+    });
     expect(said).not.toContain("Round 2:");
-    expect(await hasSchema(cluster.other(primary))).toBe(false);
+    expect(await hasSchema(primary)).toBe(false);
   },
 );
 
@@ -211,13 +214,18 @@ if (existsSync("/proc/self/stat")) {
     expect(await cluster.healthy(SETTLE_MS)).toBe(primary);
   });
 
-  scenario("stop-keeper: writes go on, and nobody takes over", TIMEOUT_MS, async (cluster) => {
-    const primary = await cluster.healthy(SETTLE_MS);
-    const { code, stdout } = await drill(cluster, "stop-keeper", "--yes", "--json");
-    expect(code).toBe(0);
-    const [round] = JSON.parse(stdout).rounds;
-    const name = await cluster.nameOf(primary);
-    expect(round).toMatchObject({ from: name, to: name, phases: null });
-    expect(round.outageMs).toBeLessThan(1000);
-  });
+  scenario(
+    "stop-keeper: nobody takes over, and the keeper goes on",
+    TIMEOUT_MS,
+    async (cluster) => {
+      const primary = await cluster.healthy(SETTLE_MS);
+      const { code, stdout } = await drill(cluster, "stop-keeper", "--yes", "--json");
+      expect(code).toBe(0);
+      const [round] = JSON.parse(stdout).rounds;
+      const name = await cluster.nameOf(primary);
+      expect(round).toMatchObject({ from: name, to: name, phases: null });
+      // it wakes up fenced, and restarts PostgreSQL
+      expect(round.outageMs).toBeLessThan(OUTAGE_LIMIT_MS);
+    },
+  );
 } else console.error("stop-keeper is skipped: it takes /proc");
