@@ -2,7 +2,7 @@
 # Runs the failover tests on another major version of PostgreSQL, as Debian packages it.
 #
 #   test/versions.sh 17           the failover tests, and those of what works on a server directly
-#   test/versions.sh 17 short     those that tell most in two minutes
+#   test/versions.sh 17 short     those that tell most in little time
 #   test/versions.sh 17 PATH...   these test files or folders
 #
 # Each version's Debian is unpacked once, by mmdebstrap, below PGAF_TEST_CACHE (else XDG_CACHE_HOME, else /var/cache). The
