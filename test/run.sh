@@ -91,6 +91,20 @@ install_haproxy() {
   } >&2 || say "apt-get could not install haproxy."
 }
 
+# --- Hosts for Ansible ----------------------------------------------------------------------------------------------
+# Where they can't be booted, their tests are skipped and say why.
+install_lab() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return
+  command -v systemd-nspawn >/dev/null && command -v mmdebstrap >/dev/null && command -v ssh >/dev/null &&
+    command -v ansible-playbook >/dev/null && return
+  say "Installing systemd-nspawn, mmdebstrap, ssh and Ansible ..."
+  {
+    apt-get update -qq &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        systemd-container mmdebstrap openssh-client ansible
+  } >&2 || say "apt-get could not install systemd-container, mmdebstrap, openssh-client and ansible."
+}
+
 # --- Running and counting -----------------------------------------------------------------------------------------
 passed=0
 failed=0
@@ -158,6 +172,12 @@ case "${1:-}" in
   *)
     install_postgres
     case "$*" in *netns*) install_netns ;; esac
+    case "$*" in
+      *test/ansible | *test/ansible/ | *hosts*)
+        install_netns
+        install_lab
+        ;;
+    esac
     case "$*" in *integration*) install_haproxy ;; esac
     suite "$@"
     ;;
