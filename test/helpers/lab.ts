@@ -393,6 +393,8 @@ async function tell(socket: string, path: string): Promise<string> {
   return answer.text();
 }
 
+const logOf = (name: string): string => join(LABS, `${name}.log`);
+
 /** The process that holds the lab of this name; undefined when there is none. */
 function holderOf(name: string): number | undefined {
   const command = ` hold --name ${name} `;
@@ -422,6 +424,7 @@ async function main(): Promise<void> {
   if (action === "down") {
     if (holder !== undefined) signal(holder, "SIGTERM");
     await waitFor(`the end of lab ${name}`, 60_000, () => holderOf(name) === undefined);
+    for (const file of [socket, logOf(name)]) rmSync(file, { force: true });
     return;
   }
   if (action === "up" && holder === undefined) await start(name, socket, hosts, suite);
@@ -432,8 +435,7 @@ async function main(): Promise<void> {
 async function start(name: string, socket: string, hosts: string, suite: string): Promise<void> {
   mkdirSync(LABS, { recursive: true });
   rmSync(socket, { force: true });
-  const file = join(LABS, `${name}.log`);
-  const log = openSync(file, "w");
+  const log = openSync(logOf(name), "w");
   const args = ["hold", "--name", name, "--hosts", hosts, "--suite", suite];
   const holder = Bun.spawn([process.execPath, import.meta.path, ...args], {
     cwd: "/",
@@ -443,7 +445,7 @@ async function start(name: string, socket: string, hosts: string, suite: string)
     detached: true,
   });
   await waitFor(`lab ${name}`, 900_000, () => existsSync(socket) || holder.exitCode !== null);
-  if (holder.exitCode !== null) throw new Error(readFileSync(file, "utf8"));
+  if (holder.exitCode !== null) throw new Error(readFileSync(logOf(name), "utf8"));
   holder.unref();
 }
 
