@@ -67,7 +67,8 @@ export type LabOptions = {
 export class Lab implements AsyncDisposable {
   readonly #network: Network;
   readonly #base: string;
-  readonly #directory: string;
+  /** Removed with the lab. */
+  readonly directory: string;
   readonly #machines = new Map<string, Machine>();
   /** Public keys of hosts. */
   readonly #keys = new Map<string, string>();
@@ -76,16 +77,16 @@ export class Lab implements AsyncDisposable {
   /** The inventory: change it as an operator would edit the file. */
   readonly groups = { monitor: [] as string[], nodes: [] as string[] };
   readonly vars: Record<string, unknown>;
-  /** Variables of single hosts. */
-  readonly hostVars: Record<string, Record<string, unknown>> = {};
+  /** The clone whose playbooks run. */
+  clone = REPOSITORY;
 
   private constructor(base: string, options: LabOptions) {
     removeLeftovers();
     this.#base = base;
     this.vars = options.vars ?? {};
     this.#network = new Network();
-    this.#directory = join(LABS, this.#network.name);
-    mkdirSync(this.#directory, { recursive: true, mode: 0o700 });
+    this.directory = join(LABS, this.#network.name);
+    mkdirSync(this.directory, { recursive: true, mode: 0o700 });
     process.prependOnceListener("exit", this.#removeOnExit);
     this.#controllerKey = this.#makeKey("controller").public;
     this.#makePrefix();
@@ -107,6 +108,11 @@ export class Lab implements AsyncDisposable {
     return [...this.#machines.keys()];
   }
 
+  /** Where connections from the controller come from. */
+  get controllerAddress(): string {
+    return this.#network.testAddress;
+  }
+
   addressOf(host: string): string {
     return this.#network.host(host).host;
   }
@@ -116,7 +122,7 @@ export class Lab implements AsyncDisposable {
     const file = this.#file("inventory.yml");
     const group = (names: readonly string[]) => ({
       hosts: Object.fromEntries(
-        names.map((name) => [name, { ansible_host: this.addressOf(name), ...this.hostVars[name] }]),
+        names.map((name) => [name, { ansible_host: this.addressOf(name) }]),
       ),
     });
     const { monitor, nodes } = this.groups;
@@ -140,7 +146,7 @@ export class Lab implements AsyncDisposable {
 
   /** Runs a playbook of the repository to its end, whatever that is. */
   playbook(name: string, args: readonly string[] = [], timeoutMs = PLAY_MS): Promise<Outcome> {
-    const file = join(REPOSITORY, "ansible", name);
+    const file = join(this.clone, "ansible", name);
     return this.run(["ansible-playbook", "-i", this.inventory, file, ...args], timeoutMs);
   }
 
@@ -202,18 +208,13 @@ export class Lab implements AsyncDisposable {
     this.#machines.delete(host);
   }
 
-  /** The last lines of a host's journal, for a failing test's text. */
-  async journal(host: string, unit: string, lines = 40): Promise<string> {
-    return (await this.ssh(host, `journalctl --no-pager -n ${lines} -u ${unit}`)).stdout;
-  }
-
   async [Symbol.asyncDispose](): Promise<void> {
     this.#remove();
   }
 
   #remove(): void {
     process.removeListener("exit", this.#removeOnExit);
-    removeMachines(this.#directory, `${this.#network.name}-`);
+    removeMachines(this.directory, (group) => group.startsWith(`${this.#network.name}-`));
     this.#network[Symbol.dispose]();
   }
 
@@ -230,21 +231,17 @@ export class Lab implements AsyncDisposable {
     this.portUp(host);
     const key = this.#makeKey(host);
     this.#keys.set(host, key.public);
-    const machine = new Machine(
-      {
-        name: `${this.#network.name}-${host}`,
-        hostname: host,
-        directory: join(this.#directory, host),
-        base: this.#base,
-        namespace: this.#network.namespace(host),
-      },
-      {
-        "etc/hostname": `${host}\n`,
-        "etc/machine-id": `${crypto.randomUUID().replaceAll("-", "")}\n`,
-        "etc/ssh/ssh_host_ed25519_key": key.secret,
-        "root/.ssh/authorized_keys": `${this.#controllerKey}\n`,
-      },
-    );
+    const machine = new Machine({
+      name: `${this.#network.name}-${host}`,
+      hostname: host,
+      directory: this.#file(host),
+      base: this.#base,
+      namespace: this.#network.namespace(host),
+    });
+    machine.write("etc/hostname", `${host}\n`);
+    machine.write("etc/machine-id", `${crypto.randomUUID().replaceAll("-", "")}\n`);
+    machine.write("etc/ssh/ssh_host_ed25519_key", key.secret, 0o600);
+    machine.write("root/.ssh/authorized_keys", `${this.#controllerKey}\n`, 0o600);
     this.#machines.set(host, machine);
     const group = host.startsWith("monitor") ? this.groups.monitor : this.groups.nodes;
     if (!group.includes(host)) group.push(host);
@@ -279,7 +276,7 @@ export class Lab implements AsyncDisposable {
   }
 
   #file(name: string): string {
-    return join(this.#directory, name);
+    return join(this.directory, name);
   }
 
   #makePrefix(): void {
@@ -342,7 +339,7 @@ function removeLeftovers(): void {
   for (const name of readdirSync(LABS)) {
     const [, pid] = /^pgaf(\d+)n\d+$/.exec(name) ?? [];
     if (pid !== undefined && !existsSync(`/proc/${pid}`)) {
-      removeMachines(join(LABS, name), `${name}-`);
+      removeMachines(join(LABS, name), (group) => group.startsWith(`${name}-`));
     }
   }
 }

@@ -47,15 +47,14 @@ export class Machine {
   readonly #options: MachineOptions;
   #process: Bun.Subprocess | undefined;
 
-  /** A new host, whose disk holds these files beside what the shared root file system has. */
-  constructor(options: MachineOptions, files: Readonly<Record<string, string>>) {
+  /** A new host, whose disk holds what the shared root file system has. */
+  constructor(options: MachineOptions) {
     this.#options = options;
     const { directory, base } = options;
     const [upper, work] = [join(directory, "upper"), join(directory, "work")];
     for (const each of [upper, work, this.#root]) mkdirSync(each, { recursive: true });
     const layers = `lowerdir=${base},upperdir=${upper},workdir=${work}`;
     run(["mount", "-t", "overlay", options.name, "-o", layers, this.#root]);
-    for (const [path, text] of Object.entries(files)) this.write(path, text);
   }
 
   get #root(): string {
@@ -67,11 +66,11 @@ export class Machine {
     return child !== undefined && child.exitCode === null && child.signalCode === null;
   }
 
-  /** Only root may read it. */
-  write(path: string, text: string): void {
+  /** Writes a file that everybody may read, or only root. */
+  write(path: string, text: string, mode: 0o644 | 0o600 = 0o644): void {
     const file = join(this.#root, path);
     mkdirSync(join(file, ".."), { recursive: true, mode: 0o700 });
-    writeFileSync(file, text, { mode: 0o600 });
+    writeFileSync(file, text, { mode });
   }
 
   /** What the system said while it booted. */
@@ -118,7 +117,7 @@ export class Machine {
 
   async remove(): Promise<void> {
     await this.kill();
-    removeMachines(this.#options.directory, this.#options.name);
+    removeMachines(this.#options.directory, (group) => group === this.#options.name);
   }
 }
 
@@ -141,12 +140,12 @@ function hierarchies(): string[] {
 }
 
 /**
- * Ends all that runs below a directory and removes it with its mounts, and the control groups whose
- * names begin with `prefix`. Doesn't yield, so that it works in a process that exits.
+ * Ends all that runs below a directory and removes it with its mounts, and the control groups that are
+ * ours by their names. Doesn't yield, so that it works in a process that exits.
  *
  * @throws {Error} something is still there after some seconds
  */
-export function removeMachines(directory: string, prefix: string): void {
+export function removeMachines(directory: string, isOurs: (group: string) => boolean): void {
   killUnder(directory);
   insist(`the end of all that runs below ${directory}`, () => {
     return processesUnder(directory).length === 0;
@@ -158,7 +157,7 @@ export function removeMachines(directory: string, prefix: string): void {
   }
   for (const hierarchy of hierarchies()) {
     for (const group of readdirSync(hierarchy)) {
-      if (group.startsWith(prefix)) removeGroup(join(hierarchy, group));
+      if (isOurs(group)) removeGroup(join(hierarchy, group));
     }
   }
   rmSync(directory, { recursive: true, force: true });
