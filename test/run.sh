@@ -168,12 +168,14 @@ case "${1:-}" in
       install_netns
       suite --parallel=2 ./test/netns
     fi
+    install_lab
+    suite ./test/ansible/hosts.test.ts ./test/ansible/trixie.test.ts
     ;;
   *)
     install_postgres
     case "$*" in *netns*) install_netns ;; esac
     case "$*" in
-      *test/ansible | *test/ansible/ | *hosts*)
+      *test/ansible | *test/ansible/ | *hosts* | *trixie*)
         install_netns
         install_lab
         ;;
