@@ -23,6 +23,8 @@ export type Failover = {
   /** The old primary said that PostgreSQL was down or fenced, or an operator asked; null: it fell silent. */
   readonly noticedMs: number | null;
   readonly decidedMs: number;
+  /** In a switchover the old primary takes writes until it has written everything out; null: its stop wasn't told. */
+  readonly closedMs: number | null;
   /** The candidate receives nothing from the old primary any more, and lacks nothing. */
   readonly disconnectedMs: number | null;
   readonly promotedMs: number | null;
@@ -54,7 +56,8 @@ const between = (from: number | null, to: number | null): number | null =>
 export function phasesOf(failover: Failover): Phases {
   const { kind, noticedMs, decidedMs, disconnectedMs, promotedMs, openMs, redundantMs } = failover;
   // who hands over on request takes writes until then
-  const closedMs = kind === "asked for" ? decidedMs : (noticedMs ?? decidedMs);
+  const closedMs =
+    failover.closedMs ?? (kind === "asked for" ? decidedMs : (noticedMs ?? decidedMs));
   return {
     decide: between(noticedMs, decidedMs),
     disconnect: between(decidedMs, disconnectedMs),
@@ -85,6 +88,12 @@ const bytesIn = (text: string): number | null => {
   return bytes === undefined ? null : Number(bytes);
 };
 
+/** Said of a switchover's candidate: the old primary has stopped, and what that took. */
+const stopMsIn = (text: string): number | null => {
+  const [, ms] = / took (\d+) ms to stop/.exec(text) ?? [];
+  return ms === undefined ? null : Number(ms);
+};
+
 /**
  * @param events of one group, oldest first; a failover whose decision is not among them is left out
  * @returns oldest first; all but the last one are over
@@ -102,6 +111,8 @@ export function failoversOf(events: readonly GroupEvent[]): Failover[] {
   const appoint = (event: GroupEvent): void => {
     if (current === undefined) return;
     current.lostBytes = bytesIn(event.description) ?? current.lostBytes;
+    const stopMs = stopMsIn(event.description);
+    if (stopMs !== null) current.closedMs ??= event.atMs - stopMs;
     if (toId === event.nodeId) return;
     toId = event.nodeId;
     current.to = event.nodeName;
@@ -127,6 +138,7 @@ export function failoversOf(events: readonly GroupEvent[]): Failover[] {
         to: null,
         noticedMs: isAsked ? recentMs : (down.get(nodeId) ?? null),
         decidedMs: atMs,
+        closedMs: null,
         ...{ disconnectedMs: null, promotedMs: null, openMs: null, redundantMs: null },
         ...{ lostBytes: null, notes: [] },
       };

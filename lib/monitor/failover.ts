@@ -1,10 +1,12 @@
 /** What follows a request for a failover, seen from the monitor's database. */
 import { canTakeWrites } from "../fsm.ts";
 import { primaryOf } from "../group/facts.ts";
-import type { EventRow, GroupRow, NodeRow } from "../shapes.ts";
+import { phasesOf } from "../group/failovers.ts";
+import type { GroupRow, NodeRow } from "../shapes.ts";
 import { AppError } from "../sys/errors.ts";
 import { waitUntil } from "../sys/retry.ts";
 import type { MonitorClient } from "./client.ts";
+import { failoversOfRows } from "./failovers.ts";
 
 const LOOK_EVERY_MS = 100;
 
@@ -31,31 +33,19 @@ export function failoverText({ primary, outageMs }: Failover): string {
 const isOpen = (node: NodeRow): boolean =>
   canTakeWrites(node.goal) && canTakeWrites(node.reported) && node.pgRunning;
 
-/**
- * By the monitor's clock, from its events. In a switchover the old primary serves until it is stopped; the event of who
- * takes over says how long that took.
- */
+/** By the monitor's clock, from its events. */
 async function outageOf(
   monitor: MonitorClient,
   before: GroupRow,
-  primaryId: number,
   lastEvent: number,
 ): Promise<number | undefined> {
-  const old = before.nodes.find((node) => isOpen(node) && node.nodeId !== primaryId);
-  if (old === undefined) return undefined;
+  if (!before.nodes.some(isOpen)) return undefined;
   const rows = await monitor.events(before.formation, 200);
   const events = rows.filter(
     ({ eventid, groupid }) => Number(eventid) > lastEvent && groupid === before.groupId,
   );
-  const isTold = ({ nodeid, goalstate }: EventRow): boolean =>
-    nodeid === old.nodeId && goalstate === "draining";
-  const stopped = events.find(({ rule }) => rule === "R331") ?? events.find(isTold);
-  const [, tookMs = "0"] = / took (\d+) ms to stop/.exec(stopped?.description ?? "") ?? [];
-  const opened = events.find(
-    ({ nodeid, reportedstate }) => nodeid === primaryId && canTakeWrites(reportedstate),
-  );
-  if (!stopped || !opened) return undefined;
-  return opened.eventtime.getTime() - stopped.eventtime.getTime() + Number(tookMs);
+  const [last] = failoversOfRows(events).slice(-1);
+  return last && (phasesOf(last.failover).outage ?? undefined);
 }
 
 /**
@@ -124,7 +114,7 @@ async function waitForFailover(
       everyMs: LOOK_EVERY_MS,
       what: "a new primary",
     });
-    return { primary, outageMs: await outageOf(monitor, before, primary.nodeId, lastEvent) };
+    return { primary, outageMs: await outageOf(monitor, before, lastEvent) };
   } catch (error) {
     if (!(error instanceof AppError) || error.kind !== "timeout" || blocked === undefined)
       throw error;

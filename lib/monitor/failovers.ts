@@ -47,6 +47,7 @@ export function failoverJson({ groupId, failover }: FormationFailover): Record<s
     at: {
       noticed: iso(failover.noticedMs),
       decided: iso(failover.decidedMs),
+      closed: iso(failover.closedMs),
       disconnected: iso(failover.disconnectedMs),
       promoted: iso(failover.promotedMs),
       open: iso(failover.openMs),

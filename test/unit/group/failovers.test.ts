@@ -61,7 +61,7 @@ test("a pair: each phase from the reports of both, the outage from the notice to
   expect(more).toEqual([]);
   expect(failover).toEqual({
     ...{ kind: "failover", status: "done", from: "node_1", to: "node_2" },
-    ...{ noticedMs: 100, decidedMs: 110, disconnectedMs: 150, promotedMs: 210 },
+    ...{ noticedMs: 100, decidedMs: 110, closedMs: null, disconnectedMs: 150, promotedMs: 210 },
     ...{ openMs: 260, redundantMs: 960, lostBytes: null, notes: [] },
   });
   expect(failover && phasesOf(failover)).toEqual({
@@ -74,6 +74,19 @@ test("asked for: it took writes until it was told to give way", () => {
   const [failover] = told(asked);
   expect(failover).toMatchObject({ kind: "asked for", noticedMs: 70, status: "done" });
   expect(failover && phasesOf(failover)).toMatchObject({ decide: 40, outage: 150 });
+});
+
+test("a switchover: it took writes until it had written everything out, and stopped", () => {
+  const [failover] = told(`
+    70 1 asked
+    100 1 R330 draining
+    900 1 says draining
+    910 2 R331 prepare_promotion (the old primary took 40 ms to stop)
+    950 2 says prepare_promotion
+    1000 2 says stop_replication
+    1020 2 says wait_primary`);
+  expect(failover).toMatchObject({ status: "done", closedMs: 870, openMs: 1020 });
+  expect(failover && phasesOf(failover)).toMatchObject({ decide: 30, outage: 150 });
 });
 
 test("a primary that fell silent: nothing was noticed before the decision", () => {
@@ -111,7 +124,7 @@ test("an election: the candidate is known once it is chosen, and the bytes given
     450 3 says wait_primary`);
   expect(failover).toEqual({
     ...{ kind: "failover", status: "done", from: "node_1", to: "node_3" },
-    ...{ noticedMs: null, decidedMs: 100, disconnectedMs: 310, promotedMs: 400 },
+    ...{ noticedMs: null, decidedMs: 100, closedMs: null, disconnectedMs: 310, promotedMs: 400 },
     ...{ openMs: 450, redundantMs: null, lostBytes: 512, notes: [] },
   });
 });
