@@ -1,9 +1,15 @@
 /** The drill's writer, as a test uses it: it tries each host every 10 ms, and remembers what became of each row. */
 import { compare, longestGap, timesOf } from "../../lib/drill/outage.ts";
 import { onPrimary, readRuns, startWorkload, type Workload } from "../../lib/drill/workload.ts";
-import type { Target } from "../../lib/sys/sql.ts";
+import type { Ssl, Target } from "../../lib/sys/sql.ts";
 import type { Address, Login } from "./sql.ts";
 import { nowMs } from "./wait.ts";
+
+/** The product's words for what the driver is told. */
+const sslOf = (ssl: Record<string, unknown>): Ssl =>
+  ssl["rejectUnauthorized"] === false
+    ? { mode: "require" }
+    : { mode: "verify-full", ca: String(ssl["ca"]) };
 
 /** So that each writer has a table of its own. */
 let writers = 0;
@@ -46,7 +52,7 @@ export class Writer implements AsyncDisposable {
     const targetOf = (address: Address): Target => ({
       ...{ ...address, user, password, database: databaseOf(uri) },
       ...{ applicationName: "test", connectTimeoutMs: 500 },
-      ...(ssl === undefined ? {} : { ssl: { mode: "verify-full", ca: String(ssl["ca"]) } }),
+      ...(ssl !== undefined && { ssl: sslOf(ssl) }),
     });
     const targets = hostsOf(uri).map(targetOf);
     writers += 1;
