@@ -284,6 +284,7 @@ export class Lab implements AsyncDisposable {
       "#!/bin/sh",
       "export LC_ALL=C.UTF-8 ANSIBLE_NOCOLOR=1", // Ansible demands UTF-8.
       `export ANSIBLE_CONFIG='${REPOSITORY}/ansible/ansible.cfg' ANSIBLE_HOME='${this.#file("ansible")}'`,
+      `export ANSIBLE_SSH_CONTROL_PATH_DIR='${this.#file("cp")}'`, // Connections end with the lab.
       `exec unshare --mount --propagation private sh -c 'mount --bind "$0" /etc/hosts && exec "$@"' \\`,
       `  '${this.#file("hosts")}' "$@"`,
     ];
