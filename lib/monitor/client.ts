@@ -294,10 +294,10 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
   const ask = async (
     text: string,
     params: readonly unknown[],
-    timeoutMs = 5000,
+    { timeoutMs = 5000, prepare = false } = {},
   ): Promise<Row[]> => {
     try {
-      return await db.query(text, params, { timeoutMs });
+      return await db.query(text, params, { timeoutMs, prepare });
     } catch (error) {
       throw monitorError(error, target);
     }
@@ -339,7 +339,7 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       const rows = await ask(
         "select pgautofailover.node_active($1, $2, $3::text::jsonb) as value",
         [formation, nodeId, payload],
-        timeoutMs,
+        { timeoutMs, prepare: true },
       );
       return parseAnswer(single(rows));
     },
@@ -350,11 +350,11 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       });
     },
     async memory(formation, group, knownVersion) {
-      const rows = await ask("select pgautofailover.group_memory($1, $2, $3)::text as value", [
-        formation,
-        group,
-        knownVersion,
-      ]);
+      const rows = await ask(
+        "select pgautofailover.group_memory($1, $2, $3)::text as value",
+        [formation, group, knownVersion],
+        { prepare: true },
+      );
       const text = single(rows);
       return typeof text === "string" ? text : undefined;
     },

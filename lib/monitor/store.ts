@@ -13,7 +13,7 @@ import { formatLsn } from "../group/lsn.ts";
 import { pendingAfter } from "../group/quorum.ts";
 import type { GroupView, Health, SyncSet } from "../group/view.ts";
 import { type GroupRow, parseGroupRow } from "../shapes.ts";
-import type { Db } from "../sys/sql.ts";
+import type { Db, Query } from "../sys/sql.ts";
 
 export type GroupKey = { readonly formation: string; readonly groupId: number };
 
@@ -51,20 +51,22 @@ export async function groups(db: Db): Promise<GroupKey[]> {
   );
 }
 
-export async function readGroup(
-  db: Pick<Db, "query">,
-  key: GroupKey,
+async function readView(
+  query: Query,
+  { formation, groupId }: GroupKey,
+  view: "group_view" | "locked_view",
 ): Promise<GroupRow | undefined> {
-  const [row] = await db.query("select pgautofailover.group_view($1, $2) as value", [
-    key.formation,
-    key.groupId,
-  ]);
+  const text = `select pgautofailover.${view}($1, $2) as value`;
+  const [row] = await query(text, [formation, groupId]);
   return row?.["value"] ? parseGroupRow(row["value"]) : undefined;
 }
 
+export const readGroup = ({ query }: Pick<Db, "query">, key: GroupKey) =>
+  readView(query, key, "group_view");
+
 const STATE_TEXT = (from: NodeState, to: NodeState) => `goal "${from}" → "${to}"`;
 
-async function writeSet(query: Db["query"], row: GroupRow, sync: SyncSet): Promise<void> {
+async function writeSet(query: Query, row: GroupRow, sync: SyncSet): Promise<void> {
   await query(
     `update pgautofailover."group" set syncversion = $3, syncprimary = $4, syncmembers = $5::text::bigint[],
        syncnumber = $6, syncpending = $7::text::jsonb
@@ -82,7 +84,7 @@ async function writeSet(query: Db["query"], row: GroupRow, sync: SyncSet): Promi
 }
 
 /** The group's history goes on with the timeline of the node that opens for writes. */
-async function writeTimeline(query: Db["query"], row: GroupRow, nodeId: number): Promise<void> {
+async function writeTimeline(query: Query, row: GroupRow, nodeId: number): Promise<void> {
   const node = row.nodes.find((each) => each.nodeId === nodeId);
   const next = node && nextTimeline(node, row);
   if (node === undefined || next === undefined) return;
@@ -104,13 +106,16 @@ async function writeTimeline(query: Db["query"], row: GroupRow, nodeId: number):
 /** From these goals to taking writes: the failover, or its undoing, is decided. */
 const UNDECIDED: readonly NodeState[] = ["stop_replication", "draining", "demote_timeout"];
 
-async function write(query: Db["query"], row: GroupRow, decision: GroupDecision): Promise<void> {
+/** Nothing here waits for an answer before the next statement goes out. */
+async function write(query: Query, row: GroupRow, decision: GroupDecision): Promise<void> {
   const { rule, selfId, goals, sync, fetchFrom, note } = decision;
-  if (sync) await writeSet(query, row, sync);
+  const sent: Promise<unknown>[] = [];
+  const send = (text: string, params: readonly unknown[]) => sent.push(query(text, params));
+  if (sync) sent.push(writeSet(query, row, sync));
   for (const [nodeId, goal] of goals) {
     const from = row.nodes.find((node) => node.nodeId === nodeId)?.goal ?? "init";
     const text = `${STATE_TEXT(from, goal)}: ${rule.why}${note === undefined ? "" : ` (${note})`}`;
-    await query(
+    send(
       `with assigned as (
          update pgautofailover.node n set goalstate = $2, goalversion = n.goalversion + 1,
            goaltime = clock_timestamp(), statechangetime = clock_timestamp(),
@@ -123,34 +128,37 @@ async function write(query: Db["query"], row: GroupRow, decision: GroupDecision)
        select pgautofailover.log_event(assigned, $3, $4) from assigned`,
       [nodeId, goal, rule.id, text, fetchFrom ?? null],
     );
-    if (from === "stop_replication" && canTakeWrites(goal)) await writeTimeline(query, row, nodeId);
+    if (from === "stop_replication" && canTakeWrites(goal)) {
+      sent.push(writeTimeline(query, row, nodeId));
+    }
     if (UNDECIDED.includes(from) && canTakeWrites(goal)) {
-      await query(
+      send(
         `update pgautofailover."group" set request = null where formationid = $1 and groupid = $2`,
         [row.formation, row.groupId],
       );
     }
   }
   if (rule.passOver) {
-    await query("update pgautofailover.node set passedover = true where nodeid = $1", [selfId]);
+    send("update pgautofailover.node set passedover = true where nodeid = $1", [selfId]);
   }
   if (rule.forget) {
-    await query(
+    send(
       `with gone as (delete from pgautofailover.node n where n.nodeid = $1 returning n.*)
        select pgautofailover.log_event(gone, $2, $3) from gone`,
       [selfId, rule.id, rule.why],
     );
   }
+  await Promise.all(sent);
 }
 
-const logEvent = (query: Db["query"], nodeId: number, text: string): Promise<unknown> =>
+const logEvent = (query: Query, nodeId: number, text: string): Promise<unknown> =>
   query(
     "select pgautofailover.log_event(n, null, $2) from pgautofailover.node n where n.nodeid = $1",
     [nodeId, text],
   );
 
 /** What the group says of itself beside goals: a dispute, and why it's blocked. */
-async function writeCondition(query: Db["query"], row: GroupRow, view: GroupView): Promise<void> {
+async function writeCondition(query: Query, row: GroupRow, view: GroupView): Promise<void> {
   const primary = primaryOf(view.nodes);
   const disputed = row.disputed || isDisputed(view);
   const blocked = blockedReason({ ...view, disputed });
@@ -176,19 +184,6 @@ const ASKING: readonly NodeState[] = ["primary", "apply_settings"];
 /** Rules fire one after the other until none changes anything; more than this is a loop. */
 const decisionsMax = (row: GroupRow): number => 8 + 4 * row.nodes.length;
 
-/** A clock that was set back leaves times in the future, by which nobody would grow old until it is there again. */
-const LOWER_FUTURE_TIMES = `
-  with lowered as (
-    update pgautofailover."group" set requesttime = clock_timestamp()
-    where formationid = $1 and groupid = $2 and requesttime > clock_timestamp())
-  update pgautofailover.node n set reporttime = least(n.reporttime, now_.at), goaltime = least(n.goaltime, now_.at),
-    healthchecktime = least(n.healthchecktime, now_.at), stalledsince = least(n.stalledsince, now_.at),
-    promisedsince = least(n.promisedsince, now_.at), notsentto = '{}'
-  from (select clock_timestamp() as at) now_
-  where n.formationid = $1 and n.groupid = $2
-    and (greatest(n.reporttime, n.goaltime, n.healthchecktime, n.stalledsince, n.promisedsince) > now_.at
-      or exists (select from jsonb_each_text(n.notsentto) as since where since.value::timestamptz > now_.at))`;
-
 /**
  * Reads the group under its lock, lets the rules decide, writes goals, set and events in the same
  * transaction, and wakes the group's keepers.
@@ -203,12 +198,10 @@ export async function decideAndWrite(
   judged: (row: GroupRow) => number = () => watchedMs,
 ): Promise<Outcome | undefined> {
   return db.transaction(
-    async (query) => {
-      await query("select pgautofailover.lock_group($1, $2)", [key.formation, key.groupId]);
-      if ((await recoveryReason({ query })) !== undefined) return undefined;
+    async (run) => {
+      const query: Query = (text, params) => run(text, params, { prepare: true });
       const decisions: GroupDecision[] = [];
-      await query(LOWER_FUTURE_TIMES, [key.formation, key.groupId]);
-      let row = await readGroup({ query }, key);
+      let row = await readView(query, key, "locked_view");
       if (row === undefined) return undefined;
       const judgedMs = Math.min(watchedMs, judged(row));
       const ahead = primaryAhead(viewOf(row, watchedMs));
@@ -227,9 +220,9 @@ export async function decideAndWrite(
       ) {
         if (decisions.length === decisionsMax(row))
           throw new Error(`the rules don't settle: ${decision.rule.id}`);
-        await write(query, row, decision);
         decisions.push(decision);
-        row = await readGroup({ query }, key);
+        const written = write(query, row, decision);
+        [row] = await Promise.all([readView(query, key, "group_view"), written]);
         if (row === undefined) return undefined;
       }
       // a monitor that has just got its senses back says nothing of whom it can't judge
@@ -240,18 +233,21 @@ export async function decideAndWrite(
         (node) =>
           ASKING.includes(node.reported) && !node.pgRunning && node.decidedReport < node.reportNo,
       );
-      for (const node of waiting) {
-        await query("update pgautofailover.node set decidedreport = $2 where nodeid = $1", [
+      const told = waiting.map((node) =>
+        query("update pgautofailover.node set decidedreport = $2 where nodeid = $1", [
           node.nodeId,
           String(node.reportNo),
-        ]);
-      }
+        ]),
+      );
       if (decisions.length > 0 || waiting.length > 0) {
-        await query(
-          "select pgautofailover.notify_state(n) from pgautofailover.node n where n.formationid = $1 and n.groupid = $2",
-          [key.formation, key.groupId],
+        told.push(
+          query(
+            "select pgautofailover.notify_state(n) from pgautofailover.node n where n.formationid = $1 and n.groupid = $2",
+            [key.formation, key.groupId],
+          ),
         );
       }
+      await Promise.all(told);
       return { decisions, row, nextMs: nextDeadlineMs(viewOf(row, judgedMs)) };
     },
     { timeoutMs: 5000 },

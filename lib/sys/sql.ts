@@ -40,11 +40,14 @@ export type CallOptions = {
   readonly signal?: AbortSignal | undefined;
 };
 
+/** As `CallOptions`; a statement that comes again and again is worth preparing: its connection parses and plans it once. */
+export type QueryOptions = CallOptions & { readonly prepare?: boolean | undefined };
+
 /** Runs one statement with its parameters; see `Db`. */
 export type Query = <R extends Row = Row>(
   text: string,
   params?: readonly unknown[],
-  options?: CallOptions,
+  options?: QueryOptions,
 ) => Promise<R[]>;
 
 /**
@@ -64,7 +67,8 @@ export type Db = AsyncDisposable & {
   script(text: string, options?: CallOptions): Promise<void>;
   /**
    * Runs `body` between BEGIN and COMMIT; when it throws, ROLLBACK, and its error is passed on. `timeoutMs` bounds the whole.
-   * Only the `query` that body is given belongs to the transaction; other calls wait.
+   * Only the `query` that body is given belongs to the transaction; other calls wait. Statements that don't wait for each
+   * other go out together, in their order; after one that fails the others fail as well.
    */
   transaction<T>(body: (query: Query) => Promise<T>, options?: CallOptions): Promise<T>;
   /**
@@ -123,7 +127,7 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
     });
 
   const query: Query = (text, params = [], callOptions) =>
-    perform((mine) => mine.query(text, params), callOptions);
+    perform((mine) => mine.query(text, params, callOptions?.prepare), callOptions);
 
   return {
     query,
@@ -249,7 +253,8 @@ function openConnection(target: Target, events: ConnectionEvents): Connection {
     socket: openOnce,
     max: 1,
     fetch_types: false,
-    prepare: false,
+    // each statement says whether it's worth it
+    prepare: true,
     connect_timeout: 0,
     idle_timeout: 0,
     max_lifetime: null,
@@ -285,9 +290,9 @@ function openConnection(target: Target, events: ConnectionEvents): Connection {
   };
 
   return {
-    async query<R extends Row>(text: string, params: readonly unknown[]) {
+    async query<R extends Row>(text: string, params: readonly unknown[], prepare = false) {
       // `simple` is not in the published types of these options; without it a text could be several statements.
-      const extended = { simple: false } as postgres.UnsafeQueryOptions;
+      const extended = { simple: false, prepare } as postgres.UnsafeQueryOptions;
       const rows = await settle(sql.unsafe(text, params.map(encodeParameter), extended));
       return Array.from(rows) as unknown as R[];
     },
@@ -337,16 +342,19 @@ async function runTransaction<T>(
   remainingMs: () => number,
 ): Promise<T> {
   let open = true;
-  const query: Query = async (text, params = [], { timeoutMs, signal: caller } = {}) => {
+  const query: Query = async (text, params = [], { timeoutMs, signal: caller, prepare } = {}) => {
     invariant(open, "a query came after the end of its transaction");
     return bounded(target, timeoutMs ?? remainingMs(), [caller], ({ signal }) =>
-      raceAbort(connection.query(text, params), signal, () => connection.end()),
+      raceAbort(connection.query(text, params, prepare), signal, () => connection.end()),
     );
   };
-  await connection.script("begin");
+  // not waited for: the first statement goes out with it
+  const begun = connection.script("begin");
+  begun.catch(() => {});
   let result: T;
   try {
     result = await body(query);
+    await begun;
   } catch (error) {
     open = false;
     await rollBack(connection, target);

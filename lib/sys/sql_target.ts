@@ -70,8 +70,12 @@ export function quoteIdentifier(name: string): string {
 
 /** One connection from its making to its end; it is never made again. */
 export type Connection = {
-  /** One statement with parameters: its rows. */
-  query<R extends Record<string, unknown>>(text: string, params: readonly unknown[]): Promise<R[]>;
+  /** One statement with parameters: its rows. @param prepare keep it parsed and planned */
+  query<R extends Record<string, unknown>>(
+    text: string,
+    params: readonly unknown[],
+    prepare?: boolean,
+  ): Promise<R[]>;
   /** Statements without parameters: the last one's command tag, e.g. "COMMIT". */
   script(text: string): Promise<string>;
   ended(): boolean;

@@ -139,6 +139,7 @@ create table pgautofailover.node (
     unique (nodehost, nodeport),
     foreign key (formationid, groupid) references pgautofailover."group"
 ) with (fillfactor = 25);
+create index on pgautofailover.node (formationid, groupid);
 
 -- Nodes that were here. One that comes back is told that it was removed, and stops; one that was never here may belong
 -- to a later state of this monitor, which has been restored from a backup: it is told only that it isn't known.
@@ -178,13 +179,13 @@ create table pgautofailover.event (
 create index on pgautofailover.event (formationid, groupid, eventid);
 
 create function pgautofailover.log_event(node pgautofailover.node, rule text, description text) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$ begin
     insert into pgautofailover.event (formationid, groupid, nodeid, nodename, nodehost, nodeport, reportedstate,
         goalstate, reportedrepstate, reportedtli, reportedlsn, candidatepriority, replicationquorum, rule, description)
     values ((node).formationid, (node).groupid, (node).nodeid, (node).nodename, (node).nodehost, (node).nodeport,
         (node).reportedstate, (node).goalstate, (node).reportedrepstate, (node).reportedtli, (node).reportedlsn,
         (node).candidatepriority, (node).replicationquorum, rule, description);
-$$;
+end $$;
 
 -- A hint for whoever watches this node, its own keeper included: read again.
 create function pgautofailover.notify_state(node pgautofailover.node) returns void
@@ -192,17 +193,19 @@ language sql set search_path = pg_catalog, pg_temp as $$
     select pg_notify('state', json_build_object('type', 'state', 'formation', (node).formationid,
         'groupId', (node).groupid, 'nodeId', (node).nodeid, 'name', (node).nodename, 'host', (node).nodehost,
         'port', (node).nodeport, 'reportedState', (node).reportedstate, 'goalState', (node).goalstate,
-        'goalVersion', (node).goalversion, 'health', (node).health)::text);
+        'goalVersion', (node).goalversion, 'decidedReport', (node).decidedreport::text, 'health', (node).health)::text);
 $$;
 
+-- The planner puts the bodies of the next few where they are called: nothing of that is done at each call. For that they
+-- are declared no more constant than what they call, and leave the search path to their callers.
 create function pgautofailover.assigned_set(g pgautofailover."group") returns jsonb
-language sql immutable set search_path = pg_catalog, pg_temp as $$
+language sql stable as $$
     select jsonb_build_object('version', (g).syncversion, 'primaryId', (g).syncprimary,
                               'members', to_jsonb((g).syncmembers), 'number', (g).syncnumber);
 $$;
 
 create function pgautofailover.policy(f pgautofailover.formation) returns jsonb
-language sql immutable set search_path = pg_catalog, pg_temp as $$
+language sql stable as $$
     select jsonb_build_object(
         'heartbeatMs', (f).heartbeat_ms, 'networkPartitionTimeoutMs', (f).network_partition_timeout_ms,
         'nodeTimeoutMs', (f).node_timeout_ms, 'unreachablePrimaryTimeoutMs', (f).unreachable_primary_timeout_ms,
@@ -211,15 +214,16 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
 $$;
 
 create function pgautofailover.identity_digest(identity uuid) returns bytea
-language sql immutable set search_path = pg_catalog, pg_temp as $$
+language sql immutable as $$
     select sha256(uuid_send(identity));
 $$;
 
 -- What a keeper needs to know after a report; everything is read at one moment.
 -- known_secret: the replication password that it has; another one is told.
+-- In PL/pgSQL, here and below, a statement is planned once in a session.
 create function pgautofailover.answer(node_id bigint, known_secret text default null) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp as $$
-    select jsonb_build_object(
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$ begin
+    return (select jsonb_build_object(
         'nodeId', n.nodeid, 'groupId', n.groupid, 'name', n.nodename,
         'goal', n.goalstate, 'goalVersion', n.goalversion, 'decidedReport', n.decidedreport::text,
         'dbname', f.dbname, 'fetchFrom', n.fetchfrom,
@@ -238,12 +242,12 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     from pgautofailover.node n
     join pgautofailover.formation f using (formationid)
     join pgautofailover."group" g using (formationid, groupid)
-    where n.nodeid = node_id;
-$$;
+    where n.nodeid = node_id);
+end $$;
 
 -- One decision, registration or removal at a time in a group. An advisory lock: it writes no WAL.
 create function pgautofailover.lock_group(formation_id text, group_id int) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language sql as $$
     select pg_advisory_xact_lock(hashtextextended(formation_id || '/' || group_id, 0));
 $$;
 
@@ -398,7 +402,7 @@ begin
     if (report->>'reportNo')::bigint <= old.reportno then
         raise exception 'a later report of node % has been recorded', node_id using errcode = 'PA011';
     end if;
-    if sysid is not null and exists (select from pgautofailover.node n
+    if sysid <> coalesce(old.sysidentifier, 0) and exists (select from pgautofailover.node n
             where n.formationid = formation_id and n.groupid = old.groupid and n.sysidentifier <> sysid) then
         raise exception 'system identifier % of node % is not that of its group', sysid, node_id using errcode = 'PA004';
     end if;
@@ -432,11 +436,14 @@ begin
     end if;
     new.fencems := coalesce((report->>'fenceMs')::int, old.fencems);
     new.promotion := case when report ? 'promotion' then nullif(report->'promotion', 'null') else old.promotion end;
-    new.notsentto := coalesce((
-        select jsonb_object_agg(n.nodeid, coalesce(old.notsentto->(n.nodeid::text), to_jsonb(new.reporttime)))
-        from pgautofailover.node n
-        where n.formationid = formation_id and n.groupid = old.groupid and n.nodeid <> node_id
-          and not report->'sendsTo' @> to_jsonb(n.nodeid)), '{}');
+    new.notsentto := '{}';
+    if report ? 'sendsTo' then
+        new.notsentto := coalesce((
+            select jsonb_object_agg(n.nodeid, coalesce(old.notsentto->(n.nodeid::text), to_jsonb(new.reporttime)))
+            from pgautofailover.node n
+            where n.formationid = formation_id and n.groupid = old.groupid and n.nodeid <> node_id
+              and not report->'sendsTo' @> to_jsonb(n.nodeid)), '{}');
+    end if;
     new.sysidentifier := coalesce(sysid, old.sysidentifier);
 
     if not new_sync and (old.reportedstate, old.reportedversion, old.reportedpgisrunning, old.reportedrepstate, old.reportedtli, old.inrecovery,
@@ -549,8 +556,8 @@ end $$;
 
 -- A group as the rules see it, everything read at one moment. Ages are on this server's clock.
 create function pgautofailover.group_view(formation_id text default 'default', group_id int default 0)
-returns jsonb language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
-    select jsonb_build_object(
+returns jsonb language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$ begin
+    return (select jsonb_build_object(
         'formation', g.formationid, 'groupId', g.groupid,
         'clockMs', extract(epoch from now_.at) * 1000,
         'sync', pgautofailover.assigned_set(g), 'pending', g.syncpending, 'inForce', g.syncinforce,
@@ -592,8 +599,30 @@ returns jsonb language sql volatile security definer set search_path = pg_catalo
             from pgautofailover.node n where n.formationid = g.formationid and n.groupid = g.groupid))
     from pgautofailover."group" g join pgautofailover.formation f using (formationid),
         (select clock_timestamp() as at) now_
-    where g.formationid = formation_id and g.groupid = group_id;
-$$;
+    where g.formationid = formation_id and g.groupid = group_id);
+end $$;
+
+-- For the monitor's process: the group under its lock, until the transaction ends. Null: there is none, or nothing is to be
+-- decided before monitor.ts recover.
+create function pgautofailover.locked_view(formation_id text, group_id int) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pgautofailover.lock_group(formation_id, group_id);
+    if exists (select from pgautofailover.recovery) then
+        return null;
+    end if;
+    -- a clock that was set back leaves times in the future, by which nobody would grow old until it is there again
+    update pgautofailover."group" g set requesttime = clock_timestamp()
+    where g.formationid = formation_id and g.groupid = group_id and g.requesttime > clock_timestamp();
+    update pgautofailover.node n set reporttime = least(n.reporttime, now_.at), goaltime = least(n.goaltime, now_.at),
+        healthchecktime = least(n.healthchecktime, now_.at), stalledsince = least(n.stalledsince, now_.at),
+        promisedsince = least(n.promisedsince, now_.at), notsentto = '{}'
+    from (select clock_timestamp() as at) now_
+    where n.formationid = formation_id and n.groupid = group_id
+      and (greatest(n.reporttime, n.goaltime, n.healthchecktime, n.stalledsince, n.promisedsince) > now_.at
+        or exists (select from jsonb_each_text(n.notsentto) as since where since.value::timestamptz > now_.at));
+    return pgautofailover.group_view(formation_id, group_id);
+end $$;
 
 -- The node that an operator names.
 create function pgautofailover.node_named(formation_id text, node_name text) returns pgautofailover.node
