@@ -105,9 +105,10 @@ export type Node = {
   suspect: () => void;
 };
 
-/** Makes the change durable, then true. */
+/** Makes the change, if it is one, durable, then true. */
 export function save(node: Node, change: Partial<KeeperState>): void {
   const next = { ...node.state, ...change };
+  if (Bun.deepEquals(next, node.state)) return;
   saveState(node.paths.state, next);
   node.state = next;
 }

@@ -1,5 +1,5 @@
 /** The keeper's look at its PostgreSQL: whether it lives and answers, streams, and is replied to. */
-import { canTakeWrites, STATE_TRAITS } from "../fsm.ts";
+import { canTakeWrites, RECEIVING, STATE_TRAITS } from "../fsm.ts";
 import { standbyName, synchronousStandbyNames } from "../group/quorum.ts";
 import { flushSomeWal, type Observation } from "../pg/local.ts";
 import { ping } from "../pg/ping.ts";
@@ -191,10 +191,9 @@ export function makeObserver(
 
   /** The next look is due this long after the last. */
   function observeEveryMs(nowMs: number): number {
-    const isComing =
-      STATE_TRAITS[node.state.state].role === "standby"
-        ? !isStreaming(node.observation)
-        : node.state.state === "apply_settings" && isUnproven();
+    const isComing = RECEIVING.includes(node.state.state)
+      ? !isStreaming(node.observation)
+      : node.state.state === "apply_settings" && isUnproven();
     const isEager = nowMs < eagerUntilMs && isComing;
     // a reply counts from the look before
     if (fence.isCutOff(nowMs)) return policy().heartbeatMs / 4;

@@ -118,7 +118,10 @@ export function sentenceOf(
 }
 
 type Notification = Partial<
-  Record<"formation" | "groupId" | "nodeId" | "goalVersion" | "goalState", unknown>
+  Record<
+    "formation" | "groupId" | "nodeId" | "goalVersion" | "goalState" | "decidedReport",
+    unknown
+  >
 >;
 
 /**
@@ -126,14 +129,14 @@ type Notification = Partial<
  *
  * @param payload "" after a (re)subscription: anything may have been missed
  * @param knows goals of the group's other nodes
- * @param asking the node waits to hear that a report has been considered
+ * @param asked the number of the report that the node waits to hear to have been considered
  */
 export function isNews(
   payload: string,
   formation: string,
   state: KeeperState,
   knows: readonly { readonly nodeId: number; readonly goal: string }[],
-  asking: boolean,
+  asked?: bigint,
 ): boolean {
   if (payload === "") return true;
   let event: Notification;
@@ -143,6 +146,9 @@ export function isNews(
     return false;
   }
   if (event.formation !== formation || event.groupId !== state.groupId) return false;
-  if (event.nodeId === state.nodeId) return asking || event.goalVersion !== state.goalVersion;
+  if (event.nodeId === state.nodeId) {
+    const isConsidered = asked !== undefined && asked <= Number(event.decidedReport);
+    return isConsidered || event.goalVersion !== state.goalVersion;
+  }
   return knows.find(({ nodeId }) => nodeId === event.nodeId)?.goal !== event.goalState;
 }

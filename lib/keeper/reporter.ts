@@ -146,8 +146,8 @@ export function makeReporter(
     monitor
       .watch((payload) => {
         const { crash } = loop;
-        const asking = crash?.asked !== undefined && crash.considered !== true;
-        if (isNews(payload, node.config.formation, node.state, peers(node), asking)) {
+        const asked = crash?.considered === true ? undefined : crash?.asked;
+        if (isNews(payload, node.config.formation, node.state, peers(node), asked)) {
           loop.reportWanted = true;
           loop.wake();
         }

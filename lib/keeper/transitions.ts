@@ -8,11 +8,18 @@ import { formatLsn } from "../group/lsn.ts";
 import { standbyName } from "../group/quorum.ts";
 import type { SyncSet } from "../group/view.ts";
 import { baseBackup, controlData, ensureConfig, initdb, rewind } from "../pg/commands.ts";
-import { ensureRoles, promote, reloadTaken, replayedAll, requestReload } from "../pg/local.ts";
+import {
+  ensureRoles,
+  type Observation,
+  promote,
+  reloadTaken,
+  replayedAll,
+  requestReload,
+} from "../pg/local.ts";
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
 import { clearStandbySettings, hasStandbySignal, writeStandbySettings } from "../pg/settings.ts";
 import { removeTablespaces, type Tablespace } from "../pg/tablespaces.ts";
-import type { Peer } from "../shapes.ts";
+import type { KeeperState, Peer } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { removeTree } from "../sys/files.ts";
@@ -144,13 +151,13 @@ const becomeSingle: Transit = async (node, signal) => {
   await maintainSlots(node);
 };
 
-/** Follows nobody from here on; the walreceiver, if there was one, has ended. */
-async function receiveNothing(node: Node, signal: AbortSignal): Promise<void> {
+/** Follows nobody from here on; the walreceiver, if there was one, has ended. @param seen what it has just been seen to be */
+async function receiveNothing(node: Node, signal: AbortSignal, seen?: Observation): Promise<void> {
   writeFollowing(node, undefined);
   // The settings of a promoted server that is not open yet: nothing is left to reload later.
   writeSettings(node, { set: nobody(node), readOnly: true });
   // one that was promoted by hand, and accepted by an operator, goes on from there as a standby
-  const isPrimary = adoptNode(node) && !(await look(node)).inRecovery;
+  const isPrimary = adoptNode(node) && !(seen ?? (await look(node))).inRecovery;
   if (isPrimary) await stopNode(node, CLEAN_STOP);
   if (!adoptNode(node)) {
     await startNode(node, "standby", signal);
@@ -181,7 +188,7 @@ const disconnect: Transit = async (node, signal) => {
       "PostgreSQL cannot reach the primary server: the system view pg_stat_wal_receiver has no rows",
     );
   }
-  await receiveNothing(node, signal);
+  await receiveNothing(node, signal, seen);
   if (node.state.goal !== "report_lsn") return;
   if (node.observation?.inRecovery !== true) {
     throw new AppError("state", "this server is not a standby: it can't take part in an election");
@@ -221,12 +228,16 @@ const fastForward: Transit = async (node, signal) => {
 };
 
 /** A promotion that was cut off leaves a standby, and is done again; it's proven by its timeline. */
-async function ensurePromoted(node: Node, signal: AbortSignal): Promise<void> {
+async function ensurePromoted(
+  node: Node,
+  signal: AbortSignal,
+  { before, reached }: { before?: Observation | undefined; reached?: KeeperState["state"] } = {},
+): Promise<void> {
   const { promotedFrom } = node.state;
   invariant(promotedFrom !== null, "the timeline to leave has been saved");
-  let seen = await look(node);
+  let seen = before ?? (await look(node));
   if (seen.inRecovery) {
-    await promote(localDb(node), { timeoutMs: PROMOTE_TIMEOUT_MS, signal });
+    await promote(localDb(node), { timeoutMs: PROMOTE_TIMEOUT_MS, signal, before: seen });
     seen = await look(node);
   }
   if (seen.inRecovery || seen.timeline <= promotedFrom) {
@@ -234,25 +245,31 @@ async function ensurePromoted(node: Node, signal: AbortSignal): Promise<void> {
       detail: { timeline: seen.timeline, promoted_from: promotedFrom },
     });
   }
-  save(node, { promotion: promotionOf(node.config.pgdata, seen.timeline) });
+  signal.throwIfAborted();
+  save(node, {
+    promotion: promotionOf(node.config.pgdata, seen.timeline),
+    ...(reached && { state: reached }),
+  });
   log.info(`PostgreSQL is promoted: timeline ${promotedFrom} → ${seen.timeline}`);
 }
 
 /** Somebody may have promoted it by hand since it was elected: then that is the promotion. */
-async function timelineToLeave(node: Node): Promise<number> {
+async function timelineToLeave(node: Node, seen: Observation | undefined): Promise<number> {
   const { pgdata } = node.config;
-  if (!adoptNode(node)) return (await controlData(node.binaries, pgdata)).reachedTimeline;
-  const { inRecovery, timeline } = await look(node);
-  return inRecovery ? timeline : parentTimeline(pgdata, timeline);
+  if (seen === undefined) return (await controlData(node.binaries, pgdata)).reachedTimeline;
+  return seen.inRecovery ? seen.timeline : parentTimeline(pgdata, seen.timeline);
 }
 
 /** Promotes, read-only for ordinary clients until the monitor says that the old primary is fenced. */
 const promoteSelf: Transit = async (node, signal) => {
-  if (node.state.promotedFrom === null) save(node, { promotedFrom: await timelineToLeave(node) });
+  const before = adoptNode(node) ? await look(node) : undefined;
+  if (node.state.promotedFrom === null) {
+    save(node, { promotedFrom: await timelineToLeave(node, before) });
+  }
   const changed = writeSettings(node, { set: nobody(node), readOnly: true });
   if (!adoptNode(node)) await startNode(node, "standby", signal);
   else if (changed) await reloadSettings(node);
-  await ensurePromoted(node, signal);
+  await ensurePromoted(node, signal, { before, reached: "stop_replication" });
 };
 
 const openForWrites: Transit = async (node, signal) => {

@@ -6,14 +6,17 @@ import { readIfExists } from "../sys/files.ts";
 import { waitUntil } from "../sys/retry.ts";
 import type { Db, Target } from "../sys/sql.ts";
 import { queryOnce, sqlState } from "../sys/sql.ts";
+import { ping } from "./ping.ts";
 import { readProcess } from "./processes.ts";
 import type { Postmaster } from "./server.ts";
 import { readPostmaster } from "./server.ts";
 
 const CONNECT_TIMEOUT_MS = 1000;
 const RELOAD_TIMEOUT_MS = 1000;
-const PROMOTE_POLL_MS = 5;
+const PROMOTE_POLL_MS = 3;
 const SQL_SLOT_EXISTS = "42710";
+/** For statements that come again and again. */
+const PREPARED = { prepare: true };
 
 export type Observation = {
   readonly inRecovery: boolean;
@@ -168,7 +171,7 @@ const bytes = (text: string | null): bigint | undefined =>
  * @see PostgreSQL 15 docs, "Recovery Information Functions", "pg_stat_wal_receiver"
  */
 export async function observe(db: Db): Promise<Observation> {
-  const [row] = await db.query<ObserveRow>(OBSERVE);
+  const [row] = await db.query<ObserveRow>(OBSERVE, [], PREPARED);
   invariant(row, "the query about the local server has one row");
   return {
     inRecovery: row.in_recovery,
@@ -201,7 +204,7 @@ export async function flushSomeWal(db: Db, timeoutMs: number): Promise<void> {
     `SELECT set_config('synchronous_commit', 'local', true),
        pg_logical_emit_message(true, 'pg_auto_failover', '')`,
     [],
-    { timeoutMs },
+    { timeoutMs, ...PREPARED },
   );
 }
 
@@ -211,43 +214,39 @@ const MICROSECONDS = (time: string): string => `(extract(epoch FROM ${time}) * 1
  * Has the server reread its configuration, and waits until the postmaster has passed that on to
  * every process of it (which proves nothing about when each takes it up: `reloadTaken` does).
  *
- * A new connection is the witness: it inherits the postmaster's load time by the fork. Only when that
- * time lies between our request and the fork had the postmaster finished with our request, and
- * neither an earlier one nor a signal of the connection's own explains the time.
+ * A new connection is the witness that the postmaster has: it takes none, and forks no process for
+ * one, before it has dealt with a signal that was sent earlier. That it has found the files in order
+ * our own session tells, which has had its signal by then and rereads them with its next statement.
  *
- * @throws {AppError} timeout: no witness within a second
+ * @throws {AppError} timeout: no proof within a second
  */
 export async function reload(db: Db): Promise<void> {
   type Asked = { asked_us: string; login: string; database: string; directory: string };
   const begin = monotonicMs();
-  // Asked in a statement of its own: the order of evaluation within one isn't promised.
-  const [asked] = await db.query<Asked>(
-    `SELECT ${MICROSECONDS("clock_timestamp()")}::text AS asked_us, session_user::text AS login,
-       current_database()::text AS database, current_setting('data_directory') AS directory`,
-  );
-  invariant(asked, "a query without a table has one row");
-  const postmaster = readPostmaster(asked.directory);
-  if (!postmaster) {
-    throw new AppError("state", "the server lost its postmaster.pid", {
-      detail: { pgdata: asked.directory },
-    });
-  }
-  const target = localTarget(postmaster, {
-    user: asked.login,
-    database: asked.database,
-    applicationName: "pg_auto_failover reload",
-  });
-  await db.query("SELECT pg_reload_conf()");
   for (;;) {
-    const [witness] = await queryOnce<{ taken: boolean }>(
-      target,
-      `SELECT ${MICROSECONDS("pg_conf_load_time()")} > $1::bigint
-         AND pg_conf_load_time() <= backend_start AS taken
-       FROM pg_stat_activity WHERE pid = pg_backend_pid()`,
-      [asked.asked_us],
-      { timeoutMs: RELOAD_TIMEOUT_MS },
+    // the time first, then the signal: the inner query is done before
+    const [asked] = await db.query<Asked>(
+      `SELECT asked_us, login, database, directory, pg_reload_conf()
+       FROM (SELECT ${MICROSECONDS("clock_timestamp()")}::text AS asked_us, session_user::text AS login,
+         current_database()::text AS database, current_setting('data_directory') AS directory OFFSET 0) AS before`,
+      [],
+      PREPARED,
     );
-    if (witness?.taken) {
+    invariant(asked, "a query without a table has one row");
+    const postmaster = readPostmaster(asked.directory);
+    if (!postmaster) {
+      throw new AppError("state", "the server lost its postmaster.pid", {
+        detail: { pgdata: asked.directory },
+      });
+    }
+    const login = { user: asked.login, database: asked.database, applicationName: "" };
+    const witness = await ping(localTarget(postmaster, login), RELOAD_TIMEOUT_MS);
+    const [own] = await db.query<{ taken: boolean }>(
+      `SELECT ${MICROSECONDS("pg_conf_load_time()")} > $1::bigint AS taken`,
+      [asked.asked_us],
+      PREPARED,
+    );
+    if (witness === "answered" && own?.taken) {
       return;
     }
     if (monotonicMs() - begin > RELOAD_TIMEOUT_MS) {
@@ -255,7 +254,7 @@ export async function reload(db: Db): Promise<void> {
         detail: { pgdata: asked.directory, timeout_ms: RELOAD_TIMEOUT_MS },
       });
     }
-    await delay(2);
+    await delay(20);
   }
 }
 
@@ -309,6 +308,7 @@ async function auxiliary(db: Db, backend: string): Promise<Waiting | undefined> 
   const [row] = await db.query<{ pid: number; wait: string | null }>(
     "SELECT pid, wait_event AS wait FROM pg_stat_activity WHERE backend_type = $1",
     [backend],
+    PREPARED,
   );
   return row && waitingOf(row);
 }
@@ -319,6 +319,7 @@ async function walsenders(db: Db, name: string): Promise<Waiting[]> {
     `SELECT pid, wait_event AS wait FROM pg_stat_activity JOIN pg_stat_replication AS sender USING (pid)
      WHERE sender.application_name LIKE $1 AND sender.state <> 'backup'`,
     [name],
+    PREPARED,
   );
   return rows.map(waitingOf);
 }
@@ -453,6 +454,8 @@ export async function replayedAll(
          pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text AS replayed,
          pg_last_wal_replay_lsn() >= coalesce(pg_last_wal_receive_lsn(), '0/0') AS complete
        FROM pg_stat_activity WHERE backend_type = 'startup'`,
+      [],
+      PREPARED,
     );
     const now = monotonicMs();
     if (!row?.idle || row.replayed !== reached) {
@@ -479,11 +482,16 @@ export async function replayedAll(
  */
 export async function promote(
   db: Db,
-  options: { readonly timeoutMs: number; readonly signal?: AbortSignal },
+  options: {
+    readonly timeoutMs: number;
+    readonly signal?: AbortSignal;
+    /** What it has just been seen to be. */
+    readonly before?: Pick<Observation, "inRecovery" | "timeline">;
+  },
 ): Promise<void> {
   const { timeoutMs, signal } = options;
   const begin = monotonicMs();
-  const before = await observe(db);
+  const before = options.before ?? (await observe(db));
   if (!before.inRecovery) {
     throw new AppError("state", "could not promote: this server is a primary already", {
       detail: { timeline: before.timeline },
@@ -496,6 +504,8 @@ export async function promote(
   for (;;) {
     const [now] = await db.query<{ in_recovery: boolean }>(
       "SELECT pg_is_in_recovery() AS in_recovery",
+      [],
+      PREPARED,
     );
     if (now && !now.in_recovery) {
       break;

@@ -278,6 +278,22 @@ function spawnServer({ binaries, pgdata, port, settings }: StartOptions, logFd: 
  */
 const startedHere = new Map<string, number>();
 
+/**
+ * By data directory, when no process of a server was left there, unless this process has started one since.
+ *
+ * A demotion stops at each of its steps, and a search through all processes costs milliseconds, which the server that is
+ * promoted meanwhile may need on the same machine.
+ */
+const emptySince = new Map<string, number>();
+const EMPTY_MS = 1000;
+
+const isEmptyStill = (pgdata: string): boolean =>
+  monotonicMs() - (emptySince.get(resolve(pgdata)) ?? Number.NEGATIVE_INFINITY) < EMPTY_MS &&
+  findLive(pgdata) === undefined;
+
+/** Directories in which this process is starting a server, which may not show yet. */
+const startingIn: string[] = [];
+
 async function attempt(options: StartOptions): Promise<Attempt> {
   const { pgdata, timeoutMs, signal } = options;
   const startedAtMs = Date.now();
@@ -373,6 +389,17 @@ function refuseSecondServer(pgdata: string): void {
  *   before it stayed that long
  */
 export async function startServer(options: StartOptions): Promise<ServerProcess> {
+  const directory = resolve(options.pgdata);
+  startingIn.push(directory);
+  emptySince.delete(directory);
+  try {
+    return await startUntilReady(options);
+  } finally {
+    startingIn.splice(startingIn.indexOf(directory), 1);
+  }
+}
+
+async function startUntilReady(options: StartOptions): Promise<ServerProcess> {
   const { pgdata, timeoutMs, signal } = options;
   if (process.env["BUN_FEATURE_FLAG_NO_ORPHANS"]) {
     throw new AppError("config", "Bun is told to kill PostgreSQL together with this process", {
@@ -454,7 +481,7 @@ async function askToEnd(
     if (elapsedMs >= timeoutMs) {
       return { gone: false, asked: server !== undefined };
     }
-    await delay(elapsedMs < 200 ? 2 : 10);
+    await delay(elapsedMs < 200 ? 3 : 10);
   }
 }
 
@@ -493,6 +520,17 @@ async function killServer(pgdata: string, timeoutMs: number): Promise<void> {
  * @throws {AppError} timeout: a process is still there killMs after SIGKILL; permission
  */
 export async function stopServer(
+  pgdata: string,
+  bounds: { readonly fastMs: number; readonly immediateMs: number; readonly killMs: number },
+): Promise<"not running" | "fast" | "immediate" | "killed"> {
+  if (isEmptyStill(pgdata)) return "not running";
+  const how = await stopAll(pgdata, bounds);
+  const directory = resolve(pgdata);
+  if (!startingIn.includes(directory)) emptySince.set(directory, monotonicMs());
+  return how;
+}
+
+async function stopAll(
   pgdata: string,
   bounds: { readonly fastMs: number; readonly immediateMs: number; readonly killMs: number },
 ): Promise<"not running" | "fast" | "immediate" | "killed"> {

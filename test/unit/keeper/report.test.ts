@@ -119,20 +119,21 @@ test("sentenceOf is the walkthrough's", () => {
 });
 
 test("isNews: what this node knows already is none", () => {
-  const told = (event: object, asking = false) =>
+  const told = (event: object, asked?: bigint) =>
     isNews(
       JSON.stringify({ formation: "default", groupId: 0, ...event }),
       "default",
       state,
       [{ nodeId: 2, goal: "secondary" }],
-      asking,
+      asked,
     );
   expect(told({ nodeId: 1, goalVersion: 7 })).toBe(false);
-  expect(told({ nodeId: 1, goalVersion: 7 }, true)).toBe(true);
+  expect(told({ nodeId: 1, goalVersion: 7, decidedReport: "41" }, 42n)).toBe(false);
+  expect(told({ nodeId: 1, goalVersion: 7, decidedReport: "42" }, 42n)).toBe(true);
   expect(told({ nodeId: 1, goalVersion: 8 })).toBe(true);
   expect(told({ nodeId: 2, goalState: "secondary" })).toBe(false);
   expect(told({ nodeId: 2, goalState: "catchingup" })).toBe(true);
   expect(told({ nodeId: 1, goalVersion: 8, groupId: 1 })).toBe(false);
-  expect(isNews("", "default", state, [], false)).toBe(true);
-  expect(isNews("no JSON", "default", state, [], false)).toBe(false);
+  expect(isNews("", "default", state, [])).toBe(true);
+  expect(isNews("no JSON", "default", state, [])).toBe(false);
 });
