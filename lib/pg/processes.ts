@@ -32,8 +32,12 @@ function bootTimeS(): number {
   return Number(/^btime (\d+)$/m.exec(readFileSync("/proc/stat", "latin1"))?.[1] ?? Number.NaN);
 }
 
-/** One line of /proc/PID/stat. The command may hold spaces and parentheses: the last one ends it. */
-export function parseProcStat(line: string, bootS: number): Process | undefined {
+/**
+ * One line of /proc/PID/stat. The command may hold spaces and parentheses: the last one ends it.
+ *
+ * @param bootS asked only where somebody wants the wall clock's time: the answer is in a large file
+ */
+export function parseProcStat(line: string, bootS: () => number): Process | undefined {
   const open = line.indexOf("(");
   const close = line.lastIndexOf(")");
   const fields = line.slice(close + 2).split(" ");
@@ -49,7 +53,9 @@ export function parseProcStat(line: string, bootS: number): Process | undefined 
     state,
     command: line.slice(open + 1, close),
     started: String(field(22)),
-    startedAtS: bootS + field(22) / TICKS_PER_S,
+    get startedAtS() {
+      return bootS() + field(22) / TICKS_PER_S;
+    },
     cpuTicks: field(14) + field(15),
   };
 }
@@ -86,9 +92,9 @@ function ps(args: readonly string[]): Process[] {
     .flatMap((line) => parsePsLine(line) ?? []);
 }
 
-function readProc(pid: number, bootS: number): Process | undefined {
+function readProc(pid: number): Process | undefined {
   try {
-    return parseProcStat(readFileSync(`/proc/${pid}/stat`, "latin1"), bootS);
+    return parseProcStat(readFileSync(`/proc/${pid}/stat`, "latin1"), bootTimeS);
   } catch {
     return undefined; // it ended: between two system calls at any time
   }
@@ -96,7 +102,7 @@ function readProc(pid: number, bootS: number): Process | undefined {
 
 /** The process of that pid, unless it ended. A zombie is listed: it hasn't been waited for. */
 export function readProcess(pid: number): Process | undefined {
-  return hasProc ? readProc(pid, bootTimeS()) : ps(["-p", String(pid)])[0];
+  return hasProc ? readProc(pid) : ps(["-p", String(pid)])[0];
 }
 
 /** The command line of a process, which PostgreSQL's replace by what they do; "" when it has ended. */
@@ -112,9 +118,8 @@ export function listProcesses(): Process[] {
   if (!hasProc) {
     return ps(["-ax"]);
   }
-  const bootS = bootTimeS();
   return readdirSync("/proc").flatMap((name) =>
-    /^\d+$/.test(name) ? (readProc(Number(name), bootS) ?? []) : [],
+    /^\d+$/.test(name) ? (readProc(Number(name)) ?? []) : [],
   );
 }
 

@@ -12,7 +12,7 @@ import {
 const STAT = `4711 (postgres) S 1 4711 4711 0 -1 4194560 998 2211 0 3 7 5 6 3 20 0 1 0 250 226 5 1`;
 
 test("/proc/PID/stat: start time, parent and processor time", () => {
-  expect(parseProcStat(STAT, 1000)).toEqual({
+  expect(parseProcStat(STAT, () => 1000)).toEqual({
     pid: 4711,
     parentPid: 1,
     state: "S",
@@ -24,13 +24,13 @@ test("/proc/PID/stat: start time, parent and processor time", () => {
 });
 
 test("/proc/PID/stat: a command with spaces and parentheses", () => {
-  const odd = parseProcStat(STAT.replace("(postgres)", "(a) S 9 (b c)"), 0);
+  const odd = parseProcStat(STAT.replace("(postgres)", "(a) S 9 (b c)"), () => 0);
   expect(odd).toMatchObject({ pid: 4711, parentPid: 1, command: "a) S 9 (b c", started: "250" });
 });
 
 test("/proc/PID/stat: no process in a line that isn't one", () => {
   for (const line of ["", "4711", "4711 (postgres) S 1", "4711 postgres S"]) {
-    expect(parseProcStat(line, 0)).toBeUndefined();
+    expect(parseProcStat(line, () => 0)).toBeUndefined();
   }
 });
 
@@ -45,7 +45,7 @@ test("ps: name without its path, state without its flags", () => {
 
 test("isPostgres takes the server's names only", () => {
   const named = (command: string) => {
-    const parsed = parseProcStat(STAT.replace("postgres", command), 0);
+    const parsed = parseProcStat(STAT.replace("postgres", command), () => 0);
     return parsed !== undefined && isPostgres(parsed);
   };
   expect(["postgres", "postmaster"].every(named)).toBe(true);
@@ -54,7 +54,7 @@ test("isPostgres takes the server's names only", () => {
 
 test("a zombie and a dead process are not alive", () => {
   const inState = (state: string) => {
-    const parsed = parseProcStat(STAT.replace(" S ", ` ${state} `), 0);
+    const parsed = parseProcStat(STAT.replace(" S ", ` ${state} `), () => 0);
     return parsed !== undefined && isAlive(parsed);
   };
   expect(["R", "S", "D", "T", "t", "I"].every(inState)).toBe(true);
