@@ -13,6 +13,7 @@ import { readPostmaster } from "./server.ts";
 
 const CONNECT_TIMEOUT_MS = 1000;
 const RELOAD_TIMEOUT_MS = 1000;
+const RELOAD_RETRY_MS = 200;
 const PROMOTE_POLL_MS = 3;
 const SQL_SLOT_EXISTS = "42710";
 /** For statements that come again and again. */
@@ -254,7 +255,8 @@ export async function reload(db: Db): Promise<void> {
         detail: { pgdata: asked.directory, timeout_ms: RELOAD_TIMEOUT_MS },
       });
     }
-    await delay(20);
+    // each attempt has the server log what it finds wrong in its files
+    await delay(RELOAD_RETRY_MS);
   }
 }
 

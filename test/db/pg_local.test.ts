@@ -233,6 +233,19 @@ story(here, "a promotion that replays for too long is reported, and goes on", as
   await waitFor("the promotion", 5000, async () => !(await observe(db)).inRecovery);
 });
 
+story(here, "a reload is proven only by files without a mistake", async (world) => {
+  const a = await world.primary("a");
+  const db = a.open();
+  const path = join(a.pgdata, "postgresql.conf");
+  const good = readFileSync(path, "utf8");
+  // a wrong value is passed over, and the rest taken up; of a file that can't be read nothing is
+  writeFileSync(path, `${good}\nwork_mem = = 5MB\n`);
+  expect(await failure(reload(db))).toMatchObject({ kind: "timeout" });
+  writeFileSync(path, `${good}\nwork_mem = '5MB'\n`);
+  await reload(db);
+  expect(await db.query("show work_mem")).toEqual([{ work_mem: "5MB" }]);
+});
+
 story(here, "the checkpointer's reload is proven, and not while it's frozen", async (world) => {
   const a = await world.primary("a");
   const db = a.open();
