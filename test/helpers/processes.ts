@@ -51,9 +51,10 @@ export function childrenOf(pid: number): number[] {
     .map((info) => info.pid);
 }
 
-/** Whether the process runs; a zombie doesn't. */
+/** Whether the process runs; a zombie doesn't. Cheap on Linux: benchmarks ask it while they measure. */
 export function isAlive(pid: number): boolean {
-  return listProcesses().some((info) => info.pid === pid);
+  if (!existsSync("/proc/self/stat")) return listProcesses().some((info) => info.pid === pid);
+  return (readProc(String(pid))?.state ?? "Z") !== "Z";
 }
 
 /**
@@ -84,25 +85,24 @@ function isBelow(path: string, directory: string): boolean {
 }
 
 function listFromProc(): ProcessInfo[] {
-  const found: ProcessInfo[] = [];
-  for (const name of readdirSync("/proc")) {
-    if (!/^\d+$/.test(name)) continue;
-    try {
-      const stat = readFileSync(`/proc/${name}/stat`, "utf8");
-      const [state = "?", parent = "0"] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-      const command = readFileSync(`/proc/${name}/cmdline`, "utf8").replaceAll("\0", " ").trim();
-      found.push({
-        pid: Number(name),
-        parent: Number(parent),
-        state,
-        command,
-        cwd: workingDirectory(name),
-      });
-    } catch {
-      // It ended while we looked.
-    }
+  return readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? (readProc(name) ?? []) : []));
+}
+
+function readProc(name: string): ProcessInfo | undefined {
+  try {
+    const stat = readFileSync(`/proc/${name}/stat`, "utf8");
+    const [state = "?", parent = "0"] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const command = readFileSync(`/proc/${name}/cmdline`, "utf8").replaceAll("\0", " ").trim();
+    return {
+      pid: Number(name),
+      parent: Number(parent),
+      state,
+      command,
+      cwd: workingDirectory(name),
+    };
+  } catch {
+    return undefined; // It ended while we looked.
   }
-  return found;
 }
 
 function workingDirectory(pid: string): string {
