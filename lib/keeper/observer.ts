@@ -30,6 +30,9 @@ const STREAMS_HEARTBEATS = 2.5;
 const ADRIFT_MS = 5000;
 /** Files are looked through this often although nothing has changed that we know of. */
 const CHORES_EVERY_MS = 10_000;
+/** A dying postmaster lets go of its files, and so of its sessions, before the kernel shows it as dead. */
+const SUSPECT_EVERY_MS = 5;
+const SUSPECT_FOR_MS = 300;
 /** A standby that has just been started is looked at this often, until it streams; a new set, until it's in force. */
 const EAGER_MS = 50;
 const EAGER_FOR_MS = 5000;
@@ -72,6 +75,7 @@ export function makeObserver(
   let isObserving = false;
   let lastObservedMs = Number.NEGATIVE_INFINITY;
   let isSuspected = true;
+  let suspectedUntilMs = Number.NEGATIVE_INFINITY;
   let unansweredSinceMs: number | undefined;
   let eagerUntilMs = loop.startedMs + EAGER_FOR_MS;
   /** When it streamed last, or last tried to get there again. */
@@ -203,8 +207,9 @@ export function makeObserver(
   function noticeEnd(nowMs: number): void {
     const { server } = node;
     if (server === undefined || !isSuspected) return;
-    isSuspected = false;
+    isSuspected = nowMs < suspectedUntilMs;
     if (server.alive()) return;
+    suspectedUntilMs = Number.NEGATIVE_INFINITY;
     node.server = undefined;
     closeLocalDb(node);
     unansweredSinceMs = undefined;
@@ -258,9 +263,11 @@ export function makeObserver(
     dueMs: (nowMs) => [
       lastObservedMs + observeEveryMs(nowMs),
       ...(unansweredSinceMs !== undefined ? [unansweredSinceMs + policy().postgresTimeoutMs] : []),
+      ...(nowMs < suspectedUntilMs && node.server ? [nowMs + SUSPECT_EVERY_MS] : []),
     ],
     suspect() {
       isSuspected = true;
+      suspectedUntilMs = monotonicMs() + SUSPECT_FOR_MS;
     },
     forgetSilence() {
       unansweredSinceMs = undefined;
