@@ -144,7 +144,7 @@ export function makeReporter(
   /** A hint that something has changed: read again; correctness never depends on it. */
   function watch(): void {
     monitor
-      .watch((payload) => {
+      .hear((payload) => {
         const { crash } = loop;
         const asked = crash?.considered === true ? undefined : crash?.asked;
         if (isNews(payload, node.config.formation, node.state, peers(node), asked)) {

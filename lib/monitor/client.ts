@@ -136,6 +136,8 @@ export type MonitorClient = AsyncDisposable & {
   ): Promise<void>;
   /** Calls back whenever something about a node may have changed, and after each (re)subscription. */
   watch(onWake: (payload: string) => void): Promise<void>;
+  /** The same over the connection of the reports, for a keeper: a monitor of many nodes has one connection for each. */
+  hear(onWake: (payload: string) => void): Promise<void>;
 };
 
 /** An answer of this many events is small, and quick. */
@@ -558,6 +560,7 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       ]);
     },
     watch: (onWake) => db.listen("state", onWake, () => onWake("")),
+    hear: (onWake) => db.hear("state", onWake),
     [Symbol.asyncDispose]: () => db.close(),
   };
 }

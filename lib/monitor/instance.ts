@@ -78,12 +78,16 @@ const targetOf = (postmaster: Postmaster, database: string): Target =>
 export const ownTarget = (config: MonitorConfig): Target =>
   targetOf(postmasterOf(config), MONITOR_DATABASE);
 
+const MAX_CONNECTIONS = 2500;
+
 function configure(config: MonitorConfig): void {
   const local = isLoopback(config.nodename);
   writeManagedSettings(config.pgdata, {
     port: String(config.pgport),
     listen_addresses: local ? "localhost" : "*",
     password_encryption: "scram-sha-256",
+    // each keeper holds a connection; what is not used costs some memory's addresses
+    max_connections: String(MAX_CONNECTIONS),
     // a vanished keeper's session must not keep its locks (seconds)
     tcp_keepalives_idle: "5",
     tcp_keepalives_interval: "2",

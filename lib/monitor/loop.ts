@@ -8,15 +8,28 @@ import { type Notifier, OVERDUE_MS } from "../sys/notify.ts";
 import { type Db, openDb, type Target, type TlsParams } from "../sys/sql.ts";
 import { probe } from "./health.ts";
 import type { Overview } from "./http.ts";
-import { decideAndWrite, type GroupKey, groups, recordHealth, recoveryReason } from "./store.ts";
+import {
+  decideAndWrite,
+  type GroupKey,
+  groups,
+  latestReports,
+  nextLookMs,
+  recordHealth,
+  recoveryReason,
+  refreshed,
+} from "./store.ts";
 
 const log = logger("monitor");
 
-const TICK_MS = 500;
+/** The ages of all reports are read this often, together; only where that matters a group is looked at by itself. */
+const TICK_MS = 250;
+/** Each group is looked at this often although nothing has been heard that would matter. */
+const LOOK_EVERY_MS = 10_000;
 /** A tick that comes this late means that this process, or its host, was frozen. */
 const FROZEN_MS = 2000;
 /** The database's clock and the monotonic one may differ by this much between two looks. */
 const CLOCK_JUMP_MS = 500;
+/** Or half a node_timeout, if that is shorter: who is late is probed, and the outcome known, before he may be dead. */
 const PROBE_TIMEOUT_MS = 1000;
 const PROBE_EVERY_MS = 10_000;
 const PROBE_LATE_EVERY_MS = 450;
@@ -30,7 +43,10 @@ type GroupWatch = {
   again: boolean;
   timer: ReturnType<typeof setTimeout> | undefined;
   row: GroupRow | undefined;
-  seen: { readonly clockMs: number; readonly monotonicMs: number } | undefined;
+  /** When `row` was true; when the group was looked at last, and when that failed. */
+  readMs: number;
+  lookedMs: number;
+  failedMs: number | undefined;
   /** Since when some node or other has been heard of, without a gap; and when that was last. */
   hearingSince: number;
   lastHeard: number;
@@ -73,28 +89,48 @@ export async function watchGroups(
   let watchingSince = monotonicMs();
   let lastTick = watchingSince;
   let lastReason: string | undefined;
+  let clock:
+    | { readonly clockMs: number; readonly askedMs: number; readonly answeredMs: number }
+    | undefined;
+  let refreshing = false;
 
   const startOver = (why: string): void => {
     watchingSince = monotonicMs();
     log.warn(`${why}: every node gets a full node_timeout before it is judged`);
   };
 
-  const isLate = (node: NodeRow, row: GroupRow): boolean =>
-    node.reportAgeMs > 1.5 * row.policy.heartbeatMs;
+  const lateMs = ({ policy }: GroupRow): number => 1.5 * policy.heartbeatMs;
+
+  const isLate = (node: NodeRow, row: GroupRow): boolean => node.reportAgeMs > lateMs(row);
+
+  /** Late, or about to be called dead: each probe of it is news. */
+  const isDoubtful = (watch: GroupWatch, nodeId: number): boolean => {
+    const { row, readMs } = watch;
+    const node = row?.nodes.find((each) => each.nodeId === nodeId);
+    return (
+      node === undefined || node.health !== "good" || isLate(agedBy(node, readMs), row as GroupRow)
+    );
+  };
+
+  const agedBy = (node: NodeRow, readMs: number): NodeRow => ({
+    ...node,
+    reportAgeMs: node.reportAgeMs + monotonicMs() - readMs,
+  });
 
   async function probeNode(watch: GroupWatch, node: NodeRow): Promise<void> {
     const begun = monotonicMs();
     probing.add(node.nodeId);
     probed.set(node.nodeId, begun);
     try {
-      const health = await probe(node, PROBE_TIMEOUT_MS, tls);
+      const patienceMs = Math.min(PROBE_TIMEOUT_MS, (watch.row?.policy.nodeTimeoutMs ?? 0) / 2);
+      const health = await probe(node, patienceMs, tls);
       await recordHealth(db, node.nodeId, health, monotonicMs() - begun);
       if (health !== node.health) {
         log.info(
           `Node ${node.nodeId} "${node.name}" (${node.host}:${node.port}) answers the health check: ${health}`,
         );
       }
-      wake(watch);
+      if (health !== "good" || isDoubtful(watch, node.nodeId)) wake(watch);
     } catch (error) {
       log.debug(`health check not recorded: ${errorText(error)}`);
     } finally {
@@ -103,28 +139,35 @@ export async function watchGroups(
   }
 
   function probeDue(watch: GroupWatch): void {
-    const { row, seen } = watch;
-    if (row === undefined || seen === undefined) return;
-    const sinceMs = monotonicMs() - seen.monotonicMs;
+    const { row, readMs } = watch;
+    if (row === undefined) return;
     for (const node of row.nodes) {
       if (NOT_PROBED.includes(node.goal) || NOT_PROBED.includes(node.reported)) continue;
       if (probing.has(node.nodeId)) continue;
-      const late =
-        isLate({ ...node, reportAgeMs: node.reportAgeMs + sinceMs }, row) || node.health === "bad";
+      const late = isLate(agedBy(node, readMs), row) || node.health === "bad";
       const age = monotonicMs() - (probed.get(node.nodeId) ?? Number.NEGATIVE_INFINITY);
       if (age >= (late ? PROBE_LATE_EVERY_MS : PROBE_EVERY_MS)) void probeNode(watch, node);
     }
   }
 
-  /** Before anything is decided: ages that a jump of the database's clock has made condemn nobody. */
-  function noticeClock(watch: GroupWatch, row: GroupRow): void {
-    const now = monotonicMs();
-    const drift = watch.seen
-      ? row.clockMs - watch.seen.clockMs - (now - watch.seen.monotonicMs)
-      : 0;
-    if (Math.abs(drift) > CLOCK_JUMP_MS) startOver(`The clock jumped by ${Math.round(drift)} ms`);
-    watch.seen = { clockMs: row.clockMs, monotonicMs: now };
+  /**
+   * Before anything is decided: ages that a jump of the database's clock has made condemn nobody. An answer that was long
+   * on its way is no jump.
+   */
+  function noticeClock(clockMs: number, askedMs: number): void {
+    const answeredMs = monotonicMs();
+    if (clock) {
+      const passedMs = clockMs - clock.clockMs;
+      const leastMs = askedMs - clock.answeredMs;
+      const mostMs = answeredMs - clock.askedMs;
+      const drift = passedMs - Math.min(Math.max(passedMs, leastMs), mostMs);
+      if (Math.abs(drift) > CLOCK_JUMP_MS) startOver(`The clock jumped by ${Math.round(drift)} ms`);
+    }
+    clock = { clockMs, askedMs, answeredMs };
   }
+
+  const judgedMs = (watch: GroupWatch, row: GroupRow): number =>
+    Math.min(monotonicMs() - watchingSince, heardMs(watch, row));
 
   async function sayWhyNothingIsDecided(): Promise<void> {
     const reason = await recoveryReason(db);
@@ -134,9 +177,10 @@ export async function watchGroups(
   }
 
   async function look(watch: GroupWatch): Promise<void> {
-    const outcome = await decideAndWrite(db, watch.key, monotonicMs() - watchingSince, (row) => {
-      noticeClock(watch, row);
-      return Math.min(monotonicMs() - watchingSince, heardMs(watch, row));
+    const begun = monotonicMs();
+    const outcome = await decideAndWrite(db, watch.key, begun - watchingSince, (row) => {
+      noticeClock(row.clockMs, begun);
+      return judgedMs(watch, row);
     });
     if (outcome === undefined) {
       overview.groups.delete(keyText(watch.key));
@@ -144,23 +188,51 @@ export async function watchGroups(
       return sayWhyNothingIsDecided();
     }
     const { row, decisions } = outcome;
-    const now = monotonicMs();
-    overview.groups.set(keyText(watch.key), { row, readAtMs: now });
-    watch.row = row;
-    watch.seen = { clockMs: row.clockMs, monotonicMs: now };
+    watch.lookedMs = monotonicMs();
+    watch.failedMs = undefined;
+    keep(watch, row, watch.lookedMs);
     for (const { rule, selfId, goals, sync } of decisions) {
       const assigned = [...goals].map(([nodeId, goal]) => `node ${nodeId} to "${goal}"`).join(", ");
       const names = sync ? `; synchronous standbys: ${sync.members.join(", ") || "none"}` : "";
       log.info(`${rule.id} (node ${selfId}): ${rule.why}: ${assigned || "removed"}${names}`);
     }
     probeDue(watch);
-    const untilLate = row.nodes
-      .map((node) => 1.5 * row.policy.heartbeatMs - node.reportAgeMs)
+    schedule(watch, row, outcome.judgedMs);
+  }
+
+  function keep(watch: GroupWatch, row: GroupRow, readMs: number): void {
+    watch.row = row;
+    watch.readMs = readMs;
+    overview.groups.set(keyText(watch.key), { row, readAtMs: readMs });
+  }
+
+  function schedule(watch: GroupWatch, row: GroupRow, judged: number): void {
+    const waits = row.nodes
+      .map(({ reportAgeMs }) => lateMs(row) - reportAgeMs)
       .filter((wait) => wait > 0);
-    watch.timer = setTimeout(
-      () => wake(watch),
-      Math.max(1, Math.min(outcome.nextMs, ...untilLate) + 1),
-    );
+    const lookMs = watch.lookedMs + LOOK_EVERY_MS - watch.readMs;
+    const dueMs = watch.readMs + Math.min(nextLookMs(row, judged), lookMs, ...waits);
+    clearTimeout(watch.timer);
+    watch.timer = setTimeout(() => wake(watch), Math.max(1, dueMs - monotonicMs() + 1));
+  }
+
+  /** Most reports change nothing but their own age: of those the group hears here, and looks no further. */
+  async function refresh(): Promise<void> {
+    const begun = monotonicMs();
+    const { clockMs, seen } = await latestReports(db);
+    noticeClock(clockMs, begun);
+    for (const watch of watches.values()) {
+      const before = watch.row;
+      if (before === undefined || watch.running || watch.readMs > begun) continue;
+      const row = refreshed(before, begun - watch.readMs, seen);
+      keep(watch, row, begun);
+      const comesOrGoes = row.nodes.some(
+        (node, index) => isLate(node, row) !== isLate(before.nodes[index] ?? node, row),
+      );
+      const judged = judgedMs(watch, row);
+      if (comesOrGoes) wake(watch);
+      else schedule(watch, row, judged);
+    }
   }
 
   function wake(watch: GroupWatch): void {
@@ -175,7 +247,10 @@ export async function watchGroups(
     notifier.expect(looking, OVERDUE_MS);
     clearTimeout(watch.timer);
     look(watch)
-      .catch((error: unknown) => log.error(`group ${keyText(watch.key)}: ${errorText(error)}`))
+      .catch((error: unknown) => {
+        watch.failedMs = monotonicMs();
+        log.error(`group ${keyText(watch.key)}: ${errorText(error)}`);
+      })
       .finally(() => {
         watch.running = false;
         notifier.met(looking);
@@ -192,7 +267,9 @@ export async function watchGroups(
       again: false,
       timer: undefined,
       row: undefined,
-      seen: undefined,
+      readMs: Number.NEGATIVE_INFINITY,
+      lookedMs: Number.NEGATIVE_INFINITY,
+      failedMs: undefined,
       hearingSince: Number.NEGATIVE_INFINITY,
       lastHeard: Number.POSITIVE_INFINITY,
     };
@@ -211,9 +288,15 @@ export async function watchGroups(
     lastTick = now;
     for (const watch of watches.values()) {
       probeDue(watch);
-      // a decision that failed has no timer: look again
-      if (!watch.running && watch.seen && now - watch.seen.monotonicMs > FROZEN_MS) wake(watch);
+      if (watch.failedMs !== undefined && now - watch.failedMs > FROZEN_MS) wake(watch);
     }
+    if (refreshing) return;
+    refreshing = true;
+    refresh()
+      .catch((error: unknown) => log.debug(`reports not read: ${errorText(error)}`))
+      .finally(() => {
+        refreshing = false;
+      });
   }, TICK_MS);
   const stop = (): void => lost.resolve();
   signal.addEventListener("abort", stop, { once: true });

@@ -172,11 +172,60 @@ async function writeCondition(query: Query, row: GroupRow, view: GroupView): Pro
   await logEvent(query, about.nodeId, blocked ?? "Nothing is in the way of a failover any more");
 }
 
+/** Of a node's latest report. */
+export type Seen = { readonly ageMs: number; readonly lsn: bigint };
+
+/** What reports alone change, of all nodes at once, by node id; and the database's clock. */
+export async function latestReports(
+  db: Db,
+): Promise<{ readonly clockMs: number; readonly seen: ReadonlyMap<number, Seen> }> {
+  const [row] = await db.query<{ clock: number; seen: string | null }>(
+    `select extract(epoch from at)::float8 * 1000 as clock, seen from (select clock_timestamp() as at) now_,
+       lateral (select string_agg(format('%s %s %s', nodeid, (extract(epoch from at - reporttime) * 1000)::int,
+         reportedlsn - '0/0'::pg_lsn), ',') as seen from pgautofailover.node) nodes`,
+    [],
+    { prepare: true },
+  );
+  const entries = (row?.seen ?? "").split(",").map((text): [number, Seen] => {
+    const [nodeId, ageMs, lsn] = text.split(" ");
+    return [Number(nodeId), { ageMs: Math.max(0, Number(ageMs)), lsn: BigInt(lsn ?? 0) }];
+  });
+  return { clockMs: Number(row?.clock), seen: new Map(entries) };
+}
+
+const older = (ageMs: number, byMs: number): number => (ageMs > 0 ? ageMs + byMs : 0);
+
+/** A row as it would be read now, if nothing has happened but reports that change nothing. */
+export function refreshed(
+  row: GroupRow,
+  sinceMs: number,
+  seen: ReadonlyMap<number, Seen>,
+): GroupRow {
+  return {
+    ...row,
+    clockMs: row.clockMs + sinceMs,
+    nodes: row.nodes.map((node) => ({
+      ...node,
+      reportAgeMs: seen.get(node.nodeId)?.ageMs ?? node.reportAgeMs + sinceMs,
+      lsn: seen.get(node.nodeId)?.lsn ?? node.lsn,
+      healthAgeMs: node.healthAgeMs === undefined ? undefined : node.healthAgeMs + sinceMs,
+      stalledMs: older(node.stalledMs, sinceMs),
+      notSentToMs: older(node.notSentToMs, sinceMs),
+      promisedMs: node.promisedMs === undefined ? undefined : node.promisedMs + sinceMs,
+      goalAgeMs: node.goalAgeMs + sinceMs,
+    })),
+  };
+}
+
+/** @param judgedMs see `decideAndWrite` @returns when a threshold is crossed if nobody says anything, in ms from then */
+export const nextLookMs = (row: GroupRow, judgedMs: number): number =>
+  nextDeadlineMs(viewOf(row, judgedMs));
+
 export type Outcome = {
   readonly decisions: readonly GroupDecision[];
   readonly row: GroupRow;
-  /** When to look again even if nobody says anything. */
-  readonly nextMs: number;
+  /** For how long the monitor has watched the group, as far as it judges by that. */
+  readonly judgedMs: number;
 };
 
 const ASKING: readonly NodeState[] = ["primary", "apply_settings"];
@@ -248,7 +297,7 @@ export async function decideAndWrite(
         );
       }
       await Promise.all(told);
-      return { decisions, row, nextMs: nextDeadlineMs(viewOf(row, judgedMs)) };
+      return { decisions, row, judgedMs };
     },
     { timeoutMs: 5000 },
   );
@@ -267,5 +316,6 @@ export async function recordHealth(
      update pgautofailover.node n set health = $2, healthchecktime = clock_timestamp() - $3 * interval '1 ms'
      from quiet where n.nodeid = $1`,
     [nodeId, value, tookMs],
+    { prepare: true },
   );
 }

@@ -18,6 +18,7 @@ import {
   type Connection,
   type ConnectionEvents,
   connectionError,
+  quoteIdentifier,
   sqlState,
   type Target,
   where,
@@ -78,6 +79,11 @@ export type Db = AsyncDisposable & {
    * Rejects when the first attempt fails; the attempts go on all the same.
    */
   listen(channel: string, onNotify: (payload: string) => void, onListen: () => void): Promise<void>;
+  /**
+   * Subscribes on the connection of the calls, which costs no other: each one that is made from here on subscribes first.
+   * For who calls often, since only a call makes one. `onNotify` gets "" for what may have been missed.
+   */
+  hear(channel: string, onNotify: (payload: string) => void): Promise<void>;
   /** Ends the connections at once, and whatever waits on them. */
   close(): Promise<void>;
 };
@@ -107,6 +113,25 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
   const lane = makeLane();
   let connection: Connection | undefined;
   let subscriptions: Subscriptions | undefined;
+  let heard: { readonly channel: string; readonly onNotify: (payload: string) => void } | undefined;
+
+  const connect = (): Connection => {
+    const onNotify = (_: string, payload: string) => queueMicrotask(() => heard?.onNotify(payload));
+    const made = openConnection(target, { onLost: options.onClose, onNotify });
+    if (heard) void subscribe(made);
+    return made;
+  };
+
+  /** Goes out before whatever comes next; without it the connection is of no use. */
+  const subscribe = async (on: Connection): Promise<void> => {
+    if (heard === undefined) return;
+    try {
+      await on.script(`listen ${quoteIdentifier(heard.channel)}`);
+      heard.onNotify("");
+    } catch {
+      await on.end();
+    }
+  };
 
   /** Takes the lane, runs `work` on a live connection, and ends that connection if it did not finish in time. */
   const perform = <T>(
@@ -116,9 +141,7 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
     bounded(target, timeoutMs, [caller, closing.signal], async ({ signal, remainingMs }) => {
       const leave = await lane.enter(signal);
       try {
-        if (connection === undefined || connection.ended()) {
-          connection = openConnection(target, { onLost: options.onClose });
-        }
+        if (connection === undefined || connection.ended()) connection = connect();
         const mine = connection;
         return await raceAbort(work(mine, remainingMs), signal, () => mine.end());
       } finally {
@@ -141,6 +164,10 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
       const open = (events: ConnectionEvents) => openConnection(target, events);
       subscriptions ??= makeSubscriptions(target, open, closing.signal);
       return subscriptions.add(channel, onNotify, onListen);
+    },
+    async hear(channel, onNotify) {
+      heard = { channel, onNotify };
+      if (connection && !connection.ended()) await perform(subscribe);
     },
     async close() {
       if (!closing.signal.aborted)

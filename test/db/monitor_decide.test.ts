@@ -1,6 +1,12 @@
 /** Reading a group, deciding and writing goals on a real database, with others in the way. */
 import { expect } from "bun:test";
-import { decideAndWrite, groups, recordHealth } from "../../lib/monitor/store.ts";
+import {
+  decideAndWrite,
+  groups,
+  latestReports,
+  recordHealth,
+  refreshed,
+} from "../../lib/monitor/store.ts";
 import {
   healthyGroup,
   identityOf,
@@ -99,6 +105,36 @@ story(
     await monitor.close();
   },
 );
+
+story(here, "a row that is refreshed is the row that a look would find", async (world) => {
+  const { own, says, row, monitor } = await healthyGroup(world, 2);
+  await says(2, { ...SECONDARY, streaming: false });
+  const primary = { ...PRIMARY, syncInForce: (await row()).inForce ?? null };
+  await says(1, primary);
+  const before = await row();
+  const beganMs = performance.now();
+  await own.query("select pg_sleep(0.3)");
+  await says(1, { ...primary, lsn: "0/7000000" });
+  const { seen, clockMs } = await latestReports(own);
+  const sinceMs = performance.now() - beganMs;
+  const now = await row();
+  const told = refreshed(before, sinceMs, seen);
+  const AGES = /AgeMs$|^stalledMs$|^notSentToMs$|^promisedMs$/;
+  for (const [index, node] of now.nodes.entries()) {
+    for (const [name, value] of Object.entries(node)) {
+      const other = (told.nodes[index] as Record<string, unknown>)[name];
+      if (name === "reportNo") continue;
+      if (AGES.test(name)) {
+        expect({ name, far: Math.abs(Number(other ?? 0) - Number(value ?? 0)) > 200 }).toEqual({
+          name,
+          far: false,
+        });
+      } else expect({ name, is: other }).toEqual({ name, is: value });
+    }
+  }
+  expect(Math.abs(clockMs - now.clockMs)).toBeLessThan(200);
+  await monitor.close();
+});
 
 story(
   here,

@@ -561,6 +561,27 @@ describe("listen", () => {
     await until("the news", () => heard[0]);
   });
 
+  test("hear: on the connection of the calls, and on the next one when that was lost", async () => {
+    await using db = openDb(target({ applicationName: "hearer" }));
+    await using other = openDb(target());
+    const heard: string[] = [];
+    await db.hear("c", (payload) => heard.push(payload));
+    const sessions = () =>
+      other.query<{ pid: number }>(
+        "select pid from pg_stat_activity where application_name = 'hearer'",
+      );
+    expect(await sessions()).toEqual([]);
+    await db.query("select 1");
+    await other.query("select pg_notify('c', 'first')");
+    await until("the first news", () => (heard.length === 2 ? true : undefined));
+    expect(await sessions()).toHaveLength(1);
+    await other.query("select pg_terminate_backend($1)", [(await sessions())[0]?.pid]);
+    await until("a new connection", () => db.query("select 1").catch(() => undefined));
+    await other.query("select pg_notify('c', 'second')");
+    await until("the second news", () => (heard.length === 4 ? true : undefined));
+    expect(heard).toEqual(["", "first", "", "second"]);
+  });
+
   test("the first attempt fails: it rejects, and goes on trying", async () => {
     const late = freePort();
     await using db = openDb(target({ port: late }));

@@ -453,8 +453,10 @@ begin
         set local synchronous_commit = off;
         update pgautofailover.node n set reporttime = new.reporttime, reportno = new.reportno, reportedlsn = new.reportedlsn
         where n.nodeid = node_id;
-        -- goals that wait for a position are decided with the heartbeat
-        if old.reportedstate <> old.goalstate or old.reportedstate in ('catchingup', 'wait_primary', 'fast_forward') then
+        -- goals that wait for a position are decided with the heartbeat; who only asks for a goal that it doesn't know yet
+        -- has said nothing, and each notification wakes the sessions of all keepers
+        if (report->>'goalVersion')::bigint = old.goalversion and (old.reportedstate <> old.goalstate
+                or old.reportedstate in ('catchingup', 'wait_primary', 'fast_forward')) then
             perform pg_notify('report', formation_id || '/' || old.groupid);
         end if;
         return pgautofailover.answer(node_id, report->>'secretId');

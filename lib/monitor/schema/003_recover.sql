@@ -44,11 +44,30 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
     on conflict (identity) do update set at = clock_timestamp(), said = excluded.said;
 $$;
 
+-- When anything was changed that all groups keep, in the numbers of events.
+create table pgautofailover.roster (
+    one      boolean primary key default true check (one),
+    version  bigint not null
+);
+insert into pgautofailover.roster (version) values (0);
+create function pgautofailover.roster_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    update pgautofailover.roster r
+    set version = nextval(pg_get_serial_sequence('pgautofailover.event', 'eventid'));
+    return null;
+end $$;
+create trigger roster_changed after insert or delete or update of nodename, identity, groupid, formationid on pgautofailover.node
+    for each statement execute function pgautofailover.roster_changed();
+create trigger roster_changed after insert or delete or update on pgautofailover.formation
+    for each statement execute function pgautofailover.roster_changed();
+
 -- What a keeper keeps of the monitor's memory, for a monitor that has to be made anew: the rows of its group, and who
--- else there is. Each change of consequence logs an event, so events number its versions. Null: nothing is newer.
+-- else there is. Each change of consequence logs an event of its group, or is one of the roster, so these number its
+-- versions. Null: nothing is newer.
 create function pgautofailover.group_memory(formation_id text, group_id int, known_version bigint) returns jsonb
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select jsonb_build_object(
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$ begin
+    return (select jsonb_build_object(
         'version', v.version,
         'formations', (select jsonb_agg(to_jsonb(f) order by f.formationid) from pgautofailover.formation f),
         'roster', (select jsonb_agg(jsonb_build_object('formation', n.formationid, 'groupId', n.groupid,
@@ -61,9 +80,11 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
             from pgautofailover.node n where n.formationid = formation_id and n.groupid = group_id),
         'timelines', (select coalesce(jsonb_agg(to_jsonb(h) order by h.timeline), '[]')
             from pgautofailover.timeline_history h where h.formationid = formation_id and h.groupid = group_id))
-    from pgautofailover."group" g, (select coalesce(max(e.eventid), 0) as version from pgautofailover.event e) v
-    where g.formationid = formation_id and g.groupid = group_id and v.version > known_version;
-$$;
+    from pgautofailover."group" g,
+        (select greatest(max(e.eventid), (select r.version from pgautofailover.roster r)) as version
+         from pgautofailover.event e where e.formationid = formation_id and e.groupid = group_id) v
+    where g.formationid = formation_id and g.groupid = group_id and v.version > known_version);
+end $$;
 
 -- One row as a keeper has kept it; a column that it doesn't name gets its default.
 create function pgautofailover.install_row(table_name text, kept jsonb) returns void
