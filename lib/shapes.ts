@@ -46,6 +46,7 @@ const SyncSetShape: v.GenericSchema<unknown, SyncSet> = v.object({
 const PolicyShape: v.GenericSchema<unknown, Policy> = v.object({
   heartbeatMs: Count,
   networkPartitionTimeoutMs: Count,
+  fenceStopTimeoutMs: Count,
   nodeTimeoutMs: Count,
   unreachablePrimaryTimeoutMs: Count,
   postgresTimeoutMs: Count,
@@ -133,7 +134,7 @@ export type Report = {
   readonly promotion: Promotion | null;
   /** Of a primary that was stopped cleanly for a switchover. */
   readonly shutdown: Shutdown | null;
-  /** The network_partition_timeout that it goes by, in milliseconds. */
+  /** How long after its last contact it has stopped, were it isolated, by the timers that it goes by, in milliseconds. */
   readonly fenceMs: number;
   readonly systemIdentifier: string | null;
   /** Of the replication password that this node has. */

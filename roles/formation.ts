@@ -8,9 +8,10 @@ import { openMonitor } from "../lib/monitor/client.ts";
 import { failOver, failoverText, failoverValues } from "../lib/monitor/failover.ts";
 import {
   FORMATION_SETTINGS,
-  formationSetting,
+  formationChange,
+  PRESET_NAMES,
   parseMeasure,
-  settingValue,
+  presetOf,
 } from "../lib/monitor/settings.ts";
 import type { GroupRow } from "../lib/shapes.ts";
 import { answer, commonArgs, confirm, main } from "../lib/sys/cli.ts";
@@ -96,16 +97,23 @@ const get = defineCommand({
     await using monitor = openMonitor(at.monitor);
     const row = await monitor.formationSettings(at.formation);
     const values = FORMATION_SETTINGS.map(({ name, column }) => [name, row[column]] as const);
-    if (args.json) return answer(JSON.stringify(Object.fromEntries(values), undefined, 2));
+    const preset = presetOf(row);
+    if (args.json) {
+      const told = { preset: preset ?? null, ...Object.fromEntries(values) };
+      return answer(JSON.stringify(told, undefined, 2));
+    }
     answer(
       renderTable(
         ["Setting", "Value", "Unit", "Meaning"],
-        FORMATION_SETTINGS.map(({ name, column, unit = "", what }) => [
-          name,
-          String(row[column]),
-          unit,
-          what,
-        ]),
+        [
+          ["preset", preset ?? "-", "", `timers that go together: ${PRESET_NAMES}`],
+          ...FORMATION_SETTINGS.map(({ name, column, unit = "", what }) => [
+            name,
+            String(row[column]),
+            unit,
+            what,
+          ]),
+        ],
         ["Meaning"],
       ),
     );
@@ -123,17 +131,15 @@ const set = defineCommand({
     setting: {
       type: "positional",
       required: true,
-      description: "Such as durability or node-timeout",
+      description: "Such as durability or node-timeout, or preset (its timers are set together)",
     },
     value: { type: "positional", required: true, description: "Its new value" },
   },
   async run({ args }) {
-    const setting = formationSetting(args.setting);
-    const value = settingValue(setting, args.value);
+    const { name, value, unit, columns } = formationChange(args.setting, args.value);
     const at = locateMonitor(args);
     await using monitor = openMonitor(at.monitor);
-    await monitor.setFormation(at.formation, setting.column, value);
-    const { name, unit = "" } = setting;
+    await monitor.setFormation(at.formation, columns);
     answer(
       args.json
         ? JSON.stringify({ formation: at.formation, setting: name, value })

@@ -16,7 +16,7 @@ import {
 import { handOverOf, hasBeenHandedAll, isGoingOn, isReadyToHandOver } from "./handover.ts";
 import { isAccepted, isOnLineage } from "./history.ts";
 import { desiredSet, isAsynchronous, overlaps, possibleSets, sameMembers } from "./quorum.ts";
-import { FENCE_STOP_MS, type GroupView, type NodeView, type Policy, type SyncSet } from "./view.ts";
+import type { GroupView, NodeView, Policy, SyncSet } from "./view.ts";
 
 const BEING_DEMOTED: readonly NodeState[] = ["draining", "demote_timeout", "prepare_maintenance"];
 const STOPPED_BY_GOAL: readonly NodeState[] = ["draining", "demote_timeout", "demoted"];
@@ -102,7 +102,7 @@ function isWritesFenced(self: NodeView, view: GroupView, primary: NodeView | und
 
 /** An isolated primary has stopped after this time, also one that hasn't heard of a shorter timeout yet. */
 const fencedAfterMs = (policy: Policy, primary: NodeView | undefined): number =>
-  Math.max(policy.networkPartitionTimeoutMs, primary?.fenceMs ?? 0) + FENCE_STOP_MS;
+  Math.max(policy.networkPartitionTimeoutMs + policy.fenceStopTimeoutMs, primary?.fenceMs ?? 0);
 
 /** A primary that nothing is heard of for this long counts as dead, and has stopped itself by the timers that it knows. */
 const silentAfterMs = (policy: Policy, primary: NodeView | undefined): number =>

@@ -59,7 +59,7 @@ export type NodeView = {
   readonly maintenance: boolean;
   /** Of a primary that has stopped in an orderly way for its present goal: who has WAL up to `lsn` (bytes) has all of it. */
   readonly shutdown: { readonly lsn: bigint; readonly tookMs: number } | undefined;
-  /** The network_partition_timeout that it last said it goes by. */
+  /** How long after its last contact it has stopped, were it isolated: by the timers that it last said it goes by. */
   readonly fenceMs: number;
   /** Of a node that is to fetch WAL: the node to fetch it from. */
   readonly fetchFrom: number | undefined;
@@ -75,6 +75,8 @@ export type Policy = {
   readonly heartbeatMs: number;
   /** A primary without contact to the monitor and to its standbys for this long stops itself. */
   readonly networkPartitionTimeoutMs: number;
+  /** Longest time that a fenced primary may take to stop: a fast stop, an immediate one and SIGKILL together. */
+  readonly fenceStopTimeoutMs: number;
   /** No report for this long, and no connection: dead. */
   readonly nodeTimeoutMs: number;
   /** How long a standby that still receives can hold a failover back. */
@@ -92,6 +94,7 @@ export type Policy = {
 export const DEFAULT_POLICY: Policy = {
   heartbeatMs: 1000,
   networkPartitionTimeoutMs: 2500,
+  fenceStopTimeoutMs: 1200,
   nodeTimeoutMs: 4000,
   unreachablePrimaryTimeoutMs: 30_000,
   postgresTimeoutMs: 2000,
@@ -100,8 +103,35 @@ export const DEFAULT_POLICY: Policy = {
   switchoverTimeoutMs: 30_000,
 };
 
-/** Longest time that a fenced primary may take to stop: fast, immediate and SIGKILL together. */
-export const FENCE_STOP_MS = 1200;
+type Timers = Pick<
+  Policy,
+  | "heartbeatMs"
+  | "networkPartitionTimeoutMs"
+  | "fenceStopTimeoutMs"
+  | "nodeTimeoutMs"
+  | "postgresTimeoutMs"
+>;
+
+/**
+ * Timers that go together. `fast` takes a node for dead after 1.5 s: for hosts and networks that are never silent for
+ * a second.
+ */
+export const PRESETS: Readonly<Record<"default" | "fast", Timers>> = {
+  default: {
+    heartbeatMs: DEFAULT_POLICY.heartbeatMs,
+    networkPartitionTimeoutMs: DEFAULT_POLICY.networkPartitionTimeoutMs,
+    fenceStopTimeoutMs: DEFAULT_POLICY.fenceStopTimeoutMs,
+    nodeTimeoutMs: DEFAULT_POLICY.nodeTimeoutMs,
+    postgresTimeoutMs: DEFAULT_POLICY.postgresTimeoutMs,
+  },
+  fast: {
+    heartbeatMs: 400,
+    networkPartitionTimeoutMs: 900,
+    fenceStopTimeoutMs: 500,
+    nodeTimeoutMs: 1500,
+    postgresTimeoutMs: 1000,
+  },
+};
 
 /**
  * `protection`: commits wait rather than exist on one node only. `availability`: they wait while a

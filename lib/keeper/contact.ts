@@ -1,5 +1,5 @@
 /** When the monitor was heard last: the fence, and who may do anything at all, hang on it. */
-import { DEFAULT_POLICY, type Policy } from "../group/view.ts";
+import type { Policy } from "../group/view.ts";
 import { bootId } from "../sys/clock.ts";
 import { errorText } from "../sys/errors.ts";
 import { contactMs, loadContact, saveContact } from "./contact_file.ts";
@@ -30,7 +30,8 @@ export function makeContact(node: Node, startedMs: number): MonitorContact {
   let standing: Standing = "never";
   let voidBeforeMs = Number.NEGATIVE_INFINITY;
   let isUnsaved = false;
-  const policy = (): Policy => node.answer?.policy ?? inherited?.policy ?? DEFAULT_POLICY;
+  if (inherited) node.policy = inherited.policy;
+  const policy = (): Policy => node.policy;
   return {
     get standing() {
       return standing;

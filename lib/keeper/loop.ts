@@ -19,7 +19,7 @@ import { type LoopState, START } from "./loop_state.ts";
 import {
   CLEAN_STOP,
   closeLocalDb,
-  FENCE_STOP,
+  fenceStop,
   log,
   type Node,
   reloadSettings,
@@ -285,7 +285,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
     loop.task?.controller.abort(new Error("the node was removed"));
     const done = loop.task?.done ?? Promise.resolve();
     done
-      .then(() => stopNode(node, FENCE_STOP))
+      .then(() => stopNode(node, fenceStop(node)))
       .catch((error: unknown) => log.error(errorText(error)))
       .finally(() => finish("dropped"));
   }

@@ -3,7 +3,7 @@ import type { NodePaths } from "../config.ts";
 import { canTakeWrites } from "../fsm.ts";
 import { formatLsn } from "../group/lsn.ts";
 import { isBinding, standbyId, standbyName, synchronousStandbyNames } from "../group/quorum.ts";
-import type { SyncSet } from "../group/view.ts";
+import type { Policy, SyncSet } from "../group/view.ts";
 import { type HostBook, isLoopback } from "../pg/addresses.ts";
 import type { Binaries } from "../pg/binaries.ts";
 import { controlData } from "../pg/commands.ts";
@@ -58,8 +58,20 @@ export const HEALTH_CHECKER = "pgautofailover_monitor";
 export const LOCAL_TIMEOUT_MS = 1000;
 const START_TIMEOUT_MS = 60_000;
 const SLOT_ADVANCE_BYTES = 16n * 1024n * 1024n;
-/** Demotion: fast, then immediate, then SIGKILL; together within group/view.ts FENCE_STOP_MS. */
-export const FENCE_STOP = { fastMs: 600, immediateMs: 300, killMs: 5000 };
+type StopBounds = {
+  readonly fastMs: number;
+  readonly immediateMs: number;
+  readonly killMs: number;
+};
+/**
+ * Demotion: fast, then immediate, then SIGKILL, after which nobody acknowledges a commit, although a process that waits
+ * for a disk may stay; a quarter of the time is left for finding and signalling them all.
+ */
+export const fenceStop = ({ policy }: Pick<Node, "policy">): StopBounds => ({
+  fastMs: policy.fenceStopTimeoutMs / 2,
+  immediateMs: policy.fenceStopTimeoutMs / 4,
+  killMs: 5000,
+});
 /** A switchover: a fast stop waits until the standbys have everything. */
 export const DRAIN_STOP = { fastMs: 3000, immediateMs: 300, killMs: 5000 };
 export const CLEAN_STOP = { fastMs: 60_000, immediateMs: 10_000, killMs: 5000 };
@@ -81,6 +93,8 @@ export type Node = {
   binaries: Binaries;
   state: KeeperState;
   answer: Answer | undefined;
+  /** The timers that it goes by. */
+  policy: Policy;
   /** With what nodes of the group replicate from each other. */
   secret: Secret | undefined;
   /** When the replicating login was last seen to have that password. */
@@ -339,7 +353,7 @@ export function adoptNode(node: Node): boolean {
 }
 
 /** @returns whether it ended in an orderly way: all that it wrote is in its WAL, up to a last checkpoint */
-export async function stopNode(node: Node, bounds: typeof FENCE_STOP): Promise<boolean> {
+export async function stopNode(node: Node, bounds: StopBounds): Promise<boolean> {
   closeLocalDb(node);
   node.stopping = true;
   let how: Awaited<ReturnType<typeof stopServer>>;

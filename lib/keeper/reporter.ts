@@ -1,4 +1,5 @@
 /** The keeper's word to the monitor, and what it's told: a report each heartbeat, or when there is news. */
+import type { Policy } from "../group/view.ts";
 import { type MonitorClient, openMonitor, waitsForTestimony } from "../monitor/client.ts";
 import type { Answer, Report } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
@@ -13,7 +14,9 @@ import { countsAsRunning, isNews, reportOf, sentenceOf } from "./report.ts";
 import { rereadSettings, settleMembership } from "./settings.ts";
 import { rememberer, testimonyOf } from "./testimony.ts";
 
-const REPORT_TIMEOUT_MS = 1000;
+/** No longer than a heartbeat, nor a second: over another connection the next report may get through before the fence closes. */
+const reportTimeoutMs = ({ heartbeatMs }: Policy): number =>
+  Math.max(250, Math.min(heartbeatMs, 1000));
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 const REPORT = "the report to the monitor";
@@ -82,7 +85,7 @@ export function makeReporter(
       startFailures: loop.startFailures,
       syncInForce: syncInForce(node),
       shutdown: node.shutdown,
-      fenceMs: policy().networkPartitionTimeoutMs,
+      fenceMs: policy().networkPartitionTimeoutMs + policy().fenceStopTimeoutMs,
       secretId: node.secret?.id,
     });
     if (loop.crash && !report.pgIsRunning) loop.crash.asked ??= report.reportNo;
@@ -98,7 +101,7 @@ export function makeReporter(
         node.config.formation,
         ownId(node),
         report,
-        REPORT_TIMEOUT_MS,
+        reportTimeoutMs(policy()),
       );
       if (asked !== monitor) return;
       counts.answered += 1;
@@ -226,6 +229,7 @@ export function makeReporter(
     }
     if (node.answer?.sync.version !== answer.sync.version) loop.choresDue = true;
     node.answer = answer;
+    node.policy = answer.policy;
     const { crash } = loop;
     if (crash?.asked !== undefined && answer.decidedReport >= crash.asked) crash.considered = true;
     if (

@@ -12,6 +12,7 @@ import {
   settingText,
 } from "../config.ts";
 import type { NodeState } from "../fsm.ts";
+import { DEFAULT_POLICY } from "../group/view.ts";
 import { monitorTarget, openMonitor } from "../monitor/client.ts";
 import { makeHostBook } from "../pg/addresses.ts";
 import { type Binaries, findBinaries, updateBefore } from "../pg/binaries.ts";
@@ -58,6 +59,7 @@ function makeNode(config: KeeperConfig, binaries: Binaries, state: KeeperState):
     binaries,
     state,
     answer: undefined,
+    policy: DEFAULT_POLICY,
     hosts: makeHostBook(),
     logins: undefined,
     secret: readSecret(nodePaths(config.pgdata)),

@@ -33,7 +33,7 @@ import {
   DRAIN_STOP,
   dropOwnSlots,
   enforceSync,
-  FENCE_STOP,
+  fenceStop,
   localDb,
   localTargetOf,
   log,
@@ -287,7 +287,7 @@ const openForWrites: Transit = async (node, signal) => {
 };
 
 const stop: Transit = async (node) => {
-  await stopNode(node, FENCE_STOP);
+  await stopNode(node, fenceStop(node));
 };
 
 /** For a switchover the server writes a checkpoint while it still serves, and is stopped in an orderly way then. */
@@ -453,7 +453,7 @@ async function clone(
     await ensureConfig(binaries, config.pgdata, { directory: copy });
     save(node, { data: "copied" });
   }
-  await stopNode(node, FENCE_STOP);
+  await stopNode(node, fenceStop(node));
   for (const _ of swapSteps(config.pgdata));
   save(node, { data: "ready", systemIdentifier: source.systemIdentifier });
 }
@@ -508,7 +508,7 @@ const rewindOrClone: Transit = async (node, signal) => {
   const source = await sourceReady(node, upstream, signal);
   requireSameSystem(node, source);
   const tablespaces = await placesFor(node, upstream);
-  await stopNode(node, FENCE_STOP);
+  await stopNode(node, fenceStop(node));
   if (node.state.data === "ready") {
     try {
       await rewindFrom(node, upstream, source, signal);
@@ -534,7 +534,7 @@ const initStandby: Transit = async (node, signal) => {
   }
   if (!(await isFreshCopy(node, source))) return rewindOrClone(node, signal);
   await placesFor(node, upstream);
-  await stopNode(node, FENCE_STOP);
+  await stopNode(node, fenceStop(node));
   await startAsStandby(node, upstream, signal);
 };
 

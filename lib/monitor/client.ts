@@ -125,7 +125,8 @@ export type MonitorClient = AsyncDisposable & {
   setReplicationQuorum(formation: string, node: string, quorum: boolean): Promise<void>;
   /** By column. */
   formationSettings(formation: string): Promise<Readonly<Record<string, unknown>>>;
-  setFormation(formation: string, column: string, value: string): Promise<void>;
+  /** All of them or none. @param columns values by column */
+  setFormation(formation: string, columns: Readonly<Record<string, string>>): Promise<void>;
   /** Says that this node's timeline is the group's. */
   acceptTimeline(formation: string, group: number, node: string): Promise<void>;
   /** Gives the nodes of a group another password to replicate with; undefined: a generated one. */
@@ -546,8 +547,9 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
       if (!single(rows)) throw unknownFormation(formation);
       return single(rows) as Readonly<Record<string, unknown>>;
     },
-    async setFormation(formation, column, value) {
-      await change("select pgautofailover.set_formation($1, $2, $3)", [formation, column, value]);
+    async setFormation(formation, columns) {
+      const call = "select pgautofailover.set_formation($1, $2::text::jsonb)";
+      await change(call, [formation, JSON.stringify(columns)]);
     },
     async acceptTimeline(formation, group, node) {
       await change("select pgautofailover.accept_timeline($1, $2, $3)", [formation, group, node]);

@@ -1,5 +1,6 @@
 /** Settings of formations and nodes: the names and units that operators type, and the columns that hold them. */
 import { parseCount } from "../config.ts";
+import { PRESETS } from "../group/view.ts";
 import type { StateRow } from "../shapes.ts";
 import { AppError } from "../sys/errors.ts";
 import type { NodeMetadata } from "./client.ts";
@@ -26,6 +27,8 @@ export const FORMATION_SETTINGS: readonly FormationSetting[] = [
     what: "a keeper reports at least this often" },
   { name: "network-partition-timeout", column: "network_partition_timeout_ms", unit: "ms",
     what: "an isolated primary stops itself after this time" },
+  { name: "fence-stop-timeout", column: "fence_stop_timeout_ms", unit: "ms",
+    what: "how long it may take to stop then, before it is killed" },
   { name: "node-timeout", column: "node_timeout_ms", unit: "ms",
     what: "no report for this long, and no connection: dead" },
   { name: "unreachable-primary-timeout", column: "unreachable_primary_timeout_ms", unit: "ms",
@@ -46,7 +49,7 @@ export function formationSetting(name: string): FormationSetting {
   if (found) return found;
   throw new AppError("usage", "a formation has no such setting", {
     detail: { setting: name },
-    hint: `One of: ${FORMATION_SETTINGS.map((each) => each.name).join(", ")}.`,
+    hint: `One of: ${[PRESET, ...FORMATION_SETTINGS.map((each) => each.name)].join(", ")}.`,
   });
 }
 
@@ -75,9 +78,54 @@ export function parseMeasure(name: string, unit: "ms" | "bytes", text: string): 
   });
 }
 
-/** The value as the monitor takes it. @throws {AppError} usage: it's not a time, or not a size */
-export const settingValue = ({ name, unit }: FormationSetting, text: string): string =>
-  unit === undefined ? text : String(parseMeasure(name, unit, text));
+export type FormationChange = {
+  readonly name: string;
+  readonly value: string;
+  readonly unit: string;
+  /** What it sets: values by column. */
+  readonly columns: Readonly<Record<string, string>>;
+};
+
+/** By column. */
+const PRESET_COLUMNS = new Map(
+  Object.entries(PRESETS).map(([name, timers]) => [
+    name,
+    Object.fromEntries(
+      Object.entries(timers).map(([timer, ms]) => [
+        timer.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`),
+        String(ms),
+      ]),
+    ),
+  ]),
+);
+const PRESET = "preset";
+export const PRESET_NAMES = [...PRESET_COLUMNS.keys()].join(", ");
+
+/** Whose timers these are; undefined: an operator's own. @param row of the formation, by column */
+export const presetOf = (row: Readonly<Record<string, unknown>>): string | undefined =>
+  [...PRESET_COLUMNS].find(([, columns]) =>
+    Object.entries(columns).every(([column, value]) => String(row[column]) === value),
+  )?.[0];
+
+/**
+ * What `set NAME VALUE` asks for: one setting, or the timers of a preset, which change together.
+ *
+ * @throws {AppError} usage: no such setting or preset; not a time, or not a size
+ */
+export function formationChange(name: string, text: string): FormationChange {
+  if (name === PRESET) {
+    const columns = PRESET_COLUMNS.get(text);
+    if (columns) return { name, value: text, unit: "", columns };
+    throw new AppError("usage", "there is no such preset of timers", {
+      detail: { preset: text },
+      hint: `One of: ${PRESET_NAMES}.`,
+    });
+  }
+  const setting = formationSetting(name);
+  const { column, unit } = setting;
+  const value = unit === undefined ? text : String(parseMeasure(setting.name, unit, text));
+  return { name: setting.name, value, unit: unit ?? "", columns: { [column]: value } };
+}
 
 export type NodeSetting = {
   readonly name: string;

@@ -191,6 +191,7 @@ story(
     const policy = {
       heartbeatMs: 500,
       networkPartitionTimeoutMs: 1000,
+      fenceStopTimeoutMs: 1200,
       nodeTimeoutMs: 2500,
       unreachablePrimaryTimeoutMs: 9000,
       postgresTimeoutMs: 700,
@@ -226,12 +227,12 @@ story(
       [
         "node_timeout_ms",
         "3700",
-        /^PA009: node_timeout_ms can't be 3700 here: node_timeout_ms must be more than network_partition_timeout_ms \+ 1200, which/,
+        /^PA009: node_timeout_ms can't be 3700 here: node_timeout_ms must be more than network_partition_timeout_ms \+ fence_stop_timeout_ms, which/,
       ],
       [
         "network_partition_timeout_ms",
         "2800",
-        /must be more than network_partition_timeout_ms \+ 1200/,
+        /must be more than network_partition_timeout_ms \+ fence_stop_timeout_ms/,
       ],
       [
         "heartbeat_ms",
@@ -239,6 +240,7 @@ story(
         /network_partition_timeout_ms must be at least twice heartbeat_ms, or one late report/,
       ],
       ["unreachable_primary_timeout_ms", "3000", /must not be less than node_timeout_ms$/],
+      ["fence_stop_timeout_ms", "399", /it is 400 or more$/],
       ["heartbeat_ms", "50", /heartbeat_ms can't be 50 here: it is a number from 100 to 10000$/],
       ["postgres_timeout_ms", "499", /it is 500 or more$/],
       ["fast_forward_timeout_ms", "0", /it is 1000 or more$/],

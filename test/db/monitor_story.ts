@@ -87,7 +87,7 @@ const REPORT: Omit<Report, "goalVersion"> = {
   startFailures: 0,
   promotion: null,
   shutdown: null,
-  fenceMs: 2500,
+  fenceMs: 3700,
   systemIdentifier: null,
 };
 

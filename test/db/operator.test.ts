@@ -1,6 +1,8 @@
 /** What an operator types, against a monitor's database that no process decides on but the test. */
+
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
 import { join } from "node:path";
+import { PRESETS } from "../../lib/group/view.ts";
 import { type RoleName, roleCommand, runRole } from "../helpers/command.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
 import { waitFor, within } from "../helpers/wait.ts";
@@ -183,12 +185,14 @@ test("formation set and get: names and units as operators type them", async () =
     'durability of formation "default" is protection',
   );
   expect(await tells("formation", "get")).toEqual({
+    preset: null,
     durability: "protection",
     "number-sync-standbys": 1,
     "strict-fencing": false,
     "maximum-lag-on-failover": 1048576,
     heartbeat: 1000,
     "network-partition-timeout": 2500,
+    "fence-stop-timeout": 1200,
     "node-timeout": 6500,
     "unreachable-primary-timeout": 30000,
     "postgres-timeout": 2000,
@@ -202,6 +206,16 @@ test("formation set and get: names and units as operators type them", async () =
   const { settings, policy } = await group.row();
   expect(settings).toMatchObject({ durability: "protection", maximumLagBytes: 1048576n });
   expect(policy.nodeTimeoutMs).toBe(6500);
+});
+
+test("formation set preset: timers that go together change together, there and back", async () => {
+  expect(await says("formation", "set", "preset", "fast")).toBe(
+    'preset of formation "default" is fast',
+  );
+  expect((await group.row()).policy).toMatchObject(PRESETS.fast);
+  expect(await says("formation", "get")).toMatch(/\n +preset \| +fast \|/);
+  expect(await says("formation", "set", "preset", "default")).toContain("is default");
+  expect((await group.row()).policy).toMatchObject(PRESETS.default);
 });
 
 test("node set and get, by name from anywhere", async () => {

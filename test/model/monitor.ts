@@ -219,7 +219,7 @@ export function viewOf(w: World): GroupView {
       passedOver: row.passedOver,
       maintenance: row.maintenance,
       shutdown: row.shutdown < 0 ? undefined : { lsn: BigInt(row.shutdown), tookMs: 0 },
-      fenceMs: POLICY.networkPartitionTimeoutMs,
+      fenceMs: POLICY.networkPartitionTimeoutMs + POLICY.fenceStopTimeoutMs,
       fetchFrom: row.fetchFrom || undefined,
       promotion: row.promotion,
       candidatePriority: row.priority,

@@ -17,18 +17,22 @@ export function stopped(node: Service, timeoutMs: number): Promise<true> {
 }
 
 /** It stops itself, somebody else is promoted, and it comes back as a standby. */
-export async function isolatedPrimary(scene: NetnsScene): Promise<void> {
+export async function isolatedPrimary(
+  scene: NetnsScene,
+  { stopMs = STOP_LIMIT_MS, failoverMs = FAILOVER_LIMIT_MS } = {},
+): Promise<void> {
   const { cluster, network, primary, writer } = scene;
   await using held = await HeldSession.open(primary);
   const mark = primary.mark();
   const data = primary.dataDirectoryIdentity();
   const cutMs = nowMs();
   network.isolate(primary.label);
-  await stopped(primary, STOP_LIMIT_MS);
+  await stopped(primary, stopMs);
   expect(primary.log(mark)).toContain("this primary stops itself");
-  const first = await cluster.waitFor("a write on another node", FAILOVER_LIMIT_MS, () =>
+  const first = await cluster.waitFor("a write on another node", failoverMs, () =>
     writer.firstElsewhere(primary.port, cutMs),
   );
+  expect(first.atMs - cutMs).toBeLessThan(failoverMs);
   expect(primary.postmaster()).toBeUndefined();
   expect(held.end).toBeDefined();
   await writer.waitForWrites(20, 5000);

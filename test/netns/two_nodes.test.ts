@@ -1,5 +1,7 @@
 /** Two nodes and a monitor, a host each: what becomes of the group when their links are cut. */
 import { expect } from "bun:test";
+import { PRESETS } from "../../lib/group/view.ts";
+import { formationChange } from "../../lib/monitor/settings.ts";
 import type { NetnsScene } from "../helpers/netns.ts";
 import { netnsScenariosOf } from "../helpers/netns.ts";
 import { nowMs } from "../helpers/wait.ts";
@@ -14,6 +16,24 @@ const LONG_MS = 8000;
 scenario("an isolated primary stops in time, its standby takes over, and it rejoins", (scene) =>
   isolatedPrimary(scene),
 );
+
+scenario("the same with the preset fast, within less than half the time", async (scene) => {
+  const { cluster } = scene;
+  const { columns } = formationChange("preset", "fast");
+  await cluster.askMonitor("select pgautofailover.set_formation('default', $1::text::jsonb)", [
+    JSON.stringify(columns),
+  ]);
+  const { networkPartitionTimeoutMs, fenceStopTimeoutMs } = PRESETS.fast;
+  const fencedMs = networkPartitionTimeoutMs + fenceStopTimeoutMs;
+  await cluster.waitFor("all to go by these timers", 5000, async () => {
+    const rows = await cluster.askMonitor("select fencems from pgautofailover.node");
+    return rows.every(({ fencems }) => fencems === fencedMs);
+  });
+  await isolatedPrimary(scene, {
+    stopMs: networkPartitionTimeoutMs + 1500,
+    failoverMs: FAILOVER_LIMIT_MS / 2,
+  });
+});
 
 scenario(
   "a frozen keeper of an isolated primary wakes up: it fences before all else",

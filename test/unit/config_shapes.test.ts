@@ -191,6 +191,7 @@ const ANSWER = {
   policy: {
     heartbeatMs: 1000,
     networkPartitionTimeoutMs: 2500,
+    fenceStopTimeoutMs: 1200,
     nodeTimeoutMs: 4000,
     unreachablePrimaryTimeoutMs: 30_000,
     postgresTimeoutMs: 2000,
@@ -278,7 +279,7 @@ describe("what crosses a process", () => {
     confirmed: true,
     maintenance: false,
     shutdown: null,
-    fenceMs: 2500,
+    fenceMs: 3700,
     fetchFrom: null,
     promotion: null,
     candidatePriority: 50,

@@ -22,14 +22,15 @@ create table pgautofailover.formation (
     maximum_lag_on_failover bigint not null default 16777216 check (maximum_lag_on_failover >= 0),
     heartbeat_ms                    int not null default 1000 check (heartbeat_ms between 100 and 10000),
     network_partition_timeout_ms    int not null default 2500,
+    fence_stop_timeout_ms           int not null default 1200 check (fence_stop_timeout_ms >= 400),
     node_timeout_ms                 int not null default 4000,
     unreachable_primary_timeout_ms  int not null default 30000,
     postgres_timeout_ms             int not null default 2000 check (postgres_timeout_ms >= 500),
     fast_forward_timeout_ms         int not null default 30000 check (fast_forward_timeout_ms >= 1000),
     switchover_timeout_ms           int not null default 30000 check (switchover_timeout_ms >= 1000),
     caught_up_bytes                 bigint not null default 16777216 check (caught_up_bytes >= 0),
-    -- A fenced primary needs up to 1.2 s to stop: nobody may be judged dead before that is over.
-    constraint fence_before_failover check (node_timeout_ms > network_partition_timeout_ms + 1200),
+    -- A fenced primary needs some time to stop: nobody may be judged dead before that is over.
+    constraint fence_before_failover check (node_timeout_ms > network_partition_timeout_ms + fence_stop_timeout_ms),
     constraint fence_after_heartbeat check (network_partition_timeout_ms >= 2 * heartbeat_ms),
     constraint unreachable_after_dead check (unreachable_primary_timeout_ms >= node_timeout_ms)
 );
@@ -124,7 +125,7 @@ create table pgautofailover.node (
     -- of a primary that was stopped cleanly for its present goal: {"lsn": pg_lsn, "tookMs": int}; who has WAL up to there
     -- has everything
     shutdown           jsonb,
-    -- the network_partition_timeout that it goes by, in ms, by its own word
+    -- in how many ms after its last contact it has stopped, were it isolated, by its own word
     fencems            int not null default 0,
     -- its own last promotion, which need not have opened for writes: {"timeline": int, "forkLsn": pg_lsn}
     promotion          jsonb,
@@ -208,6 +209,7 @@ create function pgautofailover.policy(f pgautofailover.formation) returns jsonb
 language sql stable as $$
     select jsonb_build_object(
         'heartbeatMs', (f).heartbeat_ms, 'networkPartitionTimeoutMs', (f).network_partition_timeout_ms,
+        'fenceStopTimeoutMs', (f).fence_stop_timeout_ms,
         'nodeTimeoutMs', (f).node_timeout_ms, 'unreachablePrimaryTimeoutMs', (f).unreachable_primary_timeout_ms,
         'postgresTimeoutMs', (f).postgres_timeout_ms, 'caughtUpBytes', (f).caught_up_bytes::text,
         'fastForwardTimeoutMs', (f).fast_forward_timeout_ms, 'switchoverTimeoutMs', (f).switchover_timeout_ms);
@@ -816,52 +818,71 @@ begin
     return true;
 end $$;
 
--- Sets one setting of a formation; the table's constraints refuse values, and combinations, that would break a promise.
-create function pgautofailover.set_formation(formation_id text, setting text, value text)
+-- Sets settings of a formation, all of them or none; the table's constraints refuse values, and combinations, that would
+-- break a promise.
+create function pgautofailover.set_formation(formation_id text, settings jsonb)
 returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     one record;
     broken text;
+    names text;
+    wanted text;
+    changes text;
 begin
-    if coalesce(setting <> all ('{number_sync_standbys,durability,strict_fencing,maximum_lag_on_failover,heartbeat_ms,
-            network_partition_timeout_ms,node_timeout_ms,unreachable_primary_timeout_ms,postgres_timeout_ms,
-            fast_forward_timeout_ms,switchover_timeout_ms,caught_up_bytes}'::text[]), true) then
-        raise exception 'a formation has no setting "%"', setting using errcode = 'PA009';
+    for one in select * from jsonb_each_text(settings) loop
+        if one.key <> all ('{number_sync_standbys,durability,strict_fencing,maximum_lag_on_failover,heartbeat_ms,
+                network_partition_timeout_ms,fence_stop_timeout_ms,node_timeout_ms,unreachable_primary_timeout_ms,postgres_timeout_ms,
+                fast_forward_timeout_ms,switchover_timeout_ms,caught_up_bytes}'::text[]) then
+            raise exception 'a formation has no setting "%"', one.key using errcode = 'PA009';
+        end if;
+    end loop;
+    select string_agg(key, ', ' order by key), string_agg(coalesce(value, 'null'), ', ' order by key),
+        string_agg(format('%I = %L', key, value), ', ') into names, wanted, changes
+    from jsonb_each_text(settings);
+    if names is null then
+        raise exception 'no setting is given' using errcode = 'PA009';
     end if;
     for one in select g.groupid from pgautofailover."group" g where g.formationid = formation_id order by 1 loop
         perform pgautofailover.lock_group(formation_id, one.groupid);
     end loop;
     begin
-        execute format('update pgautofailover.formation f set %I = %L where f.formationid = $1 returning 1', setting, value)
+        execute format('update pgautofailover.formation f set %s where f.formationid = $1 returning 1', changes)
             into strict one using formation_id;
     exception
         when no_data_found then
             raise exception 'formation "%" does not exist', formation_id using errcode = 'PA001';
         when check_violation then
             get stacked diagnostics broken = constraint_name;
-            raise exception '% can''t be % here: %', setting, value, case broken
-                when 'fence_before_failover' then 'node_timeout_ms must be more than network_partition_timeout_ms + 1200,'
-                    ' which a fenced primary may need to stop, or two nodes could take writes'
+            raise exception '% can''t be % here: %', names, wanted, case broken
+                when 'fence_before_failover' then 'node_timeout_ms must be more than network_partition_timeout_ms +'
+                    ' fence_stop_timeout_ms, which a fenced primary may need to stop, or two nodes could take writes'
                 when 'fence_after_heartbeat' then 'network_partition_timeout_ms must be at least twice heartbeat_ms,'
                     ' or one late report would stop a primary'
                 when 'unreachable_after_dead' then 'unreachable_primary_timeout_ms must not be less than node_timeout_ms'
                 when 'formation_durability_check' then 'it is protection, availability or performance'
                 when 'formation_heartbeat_ms_check' then 'it is a number from 100 to 10000'
+                when 'formation_fence_stop_timeout_ms_check' then 'it is 400 or more'
                 when 'formation_postgres_timeout_ms_check' then 'it is 500 or more'
                 when 'formation_fast_forward_timeout_ms_check' then 'it is 1000 or more'
                 when 'formation_switchover_timeout_ms_check' then 'it is 1000 or more'
                 else 'it is 0 or more' end using errcode = 'PA009';
         when invalid_text_representation or numeric_value_out_of_range or not_null_violation then
-            raise exception '% can''t be "%": %', setting, value, sqlerrm using errcode = 'PA009';
+            raise exception '% can''t be "%": %', names, wanted, sqlerrm using errcode = 'PA009';
     end;
     for one in select distinct on (n.groupid) n as node from pgautofailover.node n where n.formationid = formation_id
             order by n.groupid, n.nodeid loop
-        perform pgautofailover.log_event(one.node, null, format('Setting %s of formation "%s" is "%s" now', setting, formation_id, value));
+        perform pgautofailover.log_event(one.node, null, format('Setting %s of formation "%s" is "%s" now', key, formation_id, value))
+        from jsonb_each_text(settings) order by key;
         perform pgautofailover.notify_state(one.node);
         perform pg_notify('report', formation_id || '/' || (one.node).groupid);
     end loop;
     return true;
 end $$;
+
+create function pgautofailover.set_formation(formation_id text, setting text, value text)
+returns boolean language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select pgautofailover.set_formation(formation_id, jsonb_build_object(coalesce(setting, ''), value));
+$$;
 
 create function pgautofailover.set_formation_number_sync_standbys(formation_id text, number_sync_standbys int)
 returns boolean language sql security definer set search_path = pg_catalog, pg_temp as $$
@@ -1004,7 +1025,8 @@ grant execute on function pgautofailover.register_node, pgautofailover.node_acti
     pgautofailover.current_state, pgautofailover.last_events, pgautofailover.synchronous_standby_names,
     pgautofailover.group_view, pgautofailover.perform_failover, pgautofailover.perform_promotion,
     pgautofailover.perform_switchover, pgautofailover.start_maintenance, pgautofailover.stop_maintenance,
-    pgautofailover.set_node_candidate_priority, pgautofailover.set_node_replication_quorum, pgautofailover.set_formation,
+    pgautofailover.set_node_candidate_priority, pgautofailover.set_node_replication_quorum, pgautofailover.set_formation(text, jsonb),
+    pgautofailover.set_formation(text, text, text),
     pgautofailover.set_formation_number_sync_standbys, pgautofailover.set_replication_password,
     pgautofailover.accept_timeline to autoctl_node;
 grant select on all tables in schema pgautofailover to autoctl_node;

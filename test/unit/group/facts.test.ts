@@ -9,12 +9,7 @@ import {
   nextDeadlineMs,
   primaryOf,
 } from "../../../lib/group/facts.ts";
-import {
-  DEFAULT_POLICY,
-  FENCE_STOP_MS,
-  type GroupView,
-  type NodeView,
-} from "../../../lib/group/view.ts";
+import { DEFAULT_POLICY, type GroupView, type NodeView } from "../../../lib/group/view.ts";
 import { BOTH, type Extra, FIRST, group, LSN, NOBODY, SECOND, setOf } from "./words.ts";
 
 const { nodeTimeoutMs, unreachablePrimaryTimeoutMs, caughtUpBytes } = DEFAULT_POLICY;
@@ -34,6 +29,9 @@ function groupWith(
 }
 const ruleWith = (...args: Parameters<typeof groupWith>): string =>
   decideGroup(groupWith(...args))?.rule.id ?? "nothing";
+
+/** How long after its last contact an isolated primary has stopped. */
+const CLOSED_MS = DEFAULT_POLICY.networkPartitionTimeoutMs + DEFAULT_POLICY.fenceStopTimeoutMs;
 
 test("a primary is silent from node_timeout on, to the millisecond", () => {
   const lost = ["1 primary gone", "2 secondary not-streaming"];
@@ -83,19 +81,17 @@ test("an unknown timeline is never the same", () => {
 
 test("a fence has closed its timeout, and the time to stop, after the candidate's promise", () => {
   const opens = ["1 primary>demote_timeout gone", "2 stop_replication"];
-  const closedMs = DEFAULT_POLICY.networkPartitionTimeoutMs + FENCE_STOP_MS;
   const strict: Extra = { settings: { strictFencing: true } };
-  expect(ruleWith(opens, 2, { promisedMs: closedMs }, strict)).toBe("R305");
-  expect(ruleWith(opens, 2, { promisedMs: closedMs - 1 }, strict)).toBe("nothing");
+  expect(ruleWith(opens, 2, { promisedMs: CLOSED_MS }, strict)).toBe("R305");
+  expect(ruleWith(opens, 2, { promisedMs: CLOSED_MS - 1 }, strict)).toBe("nothing");
   expect(ruleWith(opens, 2, { promisedMs: undefined }, strict)).toBe("nothing");
 });
 
 test("asynchronous commits are acknowledged by the old primary alone: only its fence counts", () => {
   const opens = ["1 primary>demote_timeout gone", "2 stop_replication"];
   const extra: Extra = { sync: setOf([2], 0), settings: { durability: "performance" } };
-  const closedMs = DEFAULT_POLICY.networkPartitionTimeoutMs + FENCE_STOP_MS;
-  expect(ruleWith(opens, 2, { promisedMs: closedMs - 1 }, extra)).toBe("nothing");
-  expect(ruleWith(opens, 2, { promisedMs: closedMs }, extra)).toBe("R305");
+  expect(ruleWith(opens, 2, { promisedMs: CLOSED_MS - 1 }, extra)).toBe("nothing");
+  expect(ruleWith(opens, 2, { promisedMs: CLOSED_MS }, extra)).toBe("R305");
 });
 
 test("primaryOf: who is to write, else who is being demoted, else who was", () => {
@@ -168,9 +164,8 @@ describe("nextDeadlineMs", () => {
   });
 
   test("an election waits, a fence closes, a fetch takes too long", () => {
-    const closedMs = DEFAULT_POLICY.networkPartitionTimeoutMs + FENCE_STOP_MS;
     expect(at({ promisedMs: ELECTION_PATIENCE_MS - 3 }, "1 report_lsn")).toBe(3);
-    expect(at({ promisedMs: closedMs - 5 }, "1 stop_replication")).toBe(5);
+    expect(at({ promisedMs: CLOSED_MS - 5 }, "1 stop_replication")).toBe(5);
     const goalAgeMs = DEFAULT_POLICY.fastForwardTimeoutMs - 9;
     expect(at({ goalAgeMs }, "1 report_lsn>fast_forward")).toBe(9);
     expect(at({ goalAgeMs }, "1 report_lsn")).toBeGreaterThan(9);

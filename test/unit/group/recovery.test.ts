@@ -76,7 +76,7 @@ function says(nodeId: number, change: Partial<Testimony> = {}): Testimony {
     ancestry: [{ timeline: 1, forkLsn: 0x3000000n }],
     inForce: isPrimary ? set(4, 1, 2, 3) : undefined,
     written: isPrimary ? set(4, 1, 2, 3) : undefined,
-    fenceMs: 2500,
+    fenceMs: 3700,
     rejoins: false,
     memory: MEMORY,
     ...change,

@@ -1308,13 +1308,13 @@ describe("timers that the primary has not heard of yet", () => {
     ],
     [
       "R305: an asynchronous one has fenced itself by those",
-      ["1 primary>demote_timeout unreachable fence-9000", "2 stop_replication promised-10199"],
+      ["1 primary>demote_timeout unreachable fence-9000", "2 stop_replication promised-8999"],
       "nothing",
       { sync: setOf([2], 0), settings: { durability: "performance" } },
     ],
     [
       "R305: and is replaced then",
-      ["1 primary>demote_timeout unreachable fence-9000", "2 stop_replication promised-10200"],
+      ["1 primary>demote_timeout unreachable fence-9000", "2 stop_replication promised-9000"],
       "R305: 1 demoted, 2 wait_primary; sync nobody for 2",
       { sync: setOf([2], 0), settings: { durability: "performance" } },
     ],

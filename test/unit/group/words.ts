@@ -75,7 +75,7 @@ const MEASURES: Readonly<Record<string, (count: number) => Partial<NodeView>>> =
   told: (goalAgeMs) => ({ goalAgeMs }),
   /** It has stopped in an orderly way, so many bytes before, or after, where everybody is. */
   ended: (bytes) => ({ pgRunning: false, shutdown: { lsn: LSN + BigInt(bytes), tookMs: 40 } }),
-  /** The network_partition_timeout that it goes by. */
+  /** How long after its last contact it has stopped, by the timers that it goes by. */
   fence: (fenceMs) => ({ fenceMs }),
   /** The node that it was told to fetch WAL from. */
   from: (fetchFrom) => ({ fetchFrom }),

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import fc from "fast-check";
-import { DEFAULT_POLICY, FENCE_STOP_MS } from "../../../lib/group/view.ts";
+import { PRESETS } from "../../../lib/group/view.ts";
 import { couldBeReplaced, fenceAtMs, listeningUntilMs } from "../../../lib/keeper/fence.ts";
 
 const input = {
@@ -58,7 +58,10 @@ test("news never brings the fence nearer", () => {
   );
 });
 
-test("by default a fenced primary has stopped before anybody may judge it dead", () => {
-  const { networkPartitionTimeoutMs, nodeTimeoutMs } = DEFAULT_POLICY;
-  expect(networkPartitionTimeoutMs + FENCE_STOP_MS).toBeLessThan(nodeTimeoutMs);
-});
+test.each(Object.entries(PRESETS))(
+  "timers %s: a fenced primary has stopped before anybody may judge it dead, and one late report fences nobody",
+  (_, { heartbeatMs, networkPartitionTimeoutMs, fenceStopTimeoutMs, nodeTimeoutMs }) => {
+    expect(networkPartitionTimeoutMs + fenceStopTimeoutMs).toBeLessThan(nodeTimeoutMs);
+    expect(networkPartitionTimeoutMs).toBeGreaterThanOrEqual(2 * heartbeatMs);
+  },
+);

@@ -42,7 +42,7 @@ const input = {
   startFailures: 0,
   syncInForce: set,
   shutdown: undefined,
-  fenceMs: 2500,
+  fenceMs: 3700,
 };
 
 test("countsAsRunning: a frozen server is down, but not where a stopped one was promised", () => {

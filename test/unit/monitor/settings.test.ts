@@ -1,9 +1,11 @@
 import { expect, test } from "bun:test";
+import { DEFAULT_POLICY } from "../../../lib/group/view.ts";
 import {
   FORMATION_SETTINGS,
+  formationChange,
   formationSetting,
   parseMeasure,
-  settingValue,
+  presetOf,
 } from "../../../lib/monitor/settings.ts";
 
 test("formationSetting: by the operator's name or the column's, and nothing else", () => {
@@ -36,8 +38,21 @@ test("parseMeasure: what isn't one is refused", () => {
     expect(() => parseMeasure("x", "bytes", text)).toThrow("x takes a size");
 });
 
-test("settingValue: counts and words are the monitor's to judge", () => {
-  expect(settingValue(formationSetting("durability"), "protection")).toBe("protection");
-  expect(settingValue(formationSetting("number-sync-standbys"), "-3")).toBe("-3");
-  expect(settingValue(formationSetting("node-timeout"), "4s")).toBe("4000");
+test("formationChange: counts and words are the monitor's to judge", () => {
+  const columns = (name: string, value: string) => formationChange(name, value).columns;
+  expect(columns("durability", "protection")).toEqual({ durability: "protection" });
+  expect(columns("number-sync-standbys", "-3")).toEqual({ number_sync_standbys: "-3" });
+  expect(columns("node-timeout", "4s")).toEqual({ node_timeout_ms: "4000" });
+});
+
+test("formationChange: a preset is columns that exist, and is known again by their values", () => {
+  const { columns } = formationChange("preset", "fast");
+  const known = FORMATION_SETTINGS.map(({ column }) => column);
+  expect(known).toEqual(expect.arrayContaining(Object.keys(columns)));
+  expect(columns["node_timeout_ms"]).toBe("1500");
+  expect(presetOf(columns)).toBe("fast");
+  expect(presetOf({ ...columns, node_timeout_ms: 1501 })).toBeUndefined();
+  const { columns: normal } = formationChange("preset", "default");
+  expect(normal["heartbeat_ms"]).toBe(String(DEFAULT_POLICY.heartbeatMs));
+  expect(() => formationChange("preset", "slow")).toThrow("there is no such preset of timers");
 });
