@@ -39,8 +39,6 @@ const NOT_PROBED: readonly NodeState[] = ["init", "wait_standby", "dropped"];
 
 type GroupWatch = {
   readonly key: GroupKey;
-  running: boolean;
-  again: boolean;
   timer: ReturnType<typeof setTimeout> | undefined;
   row: GroupRow | undefined;
   /** When `row` was true; when the group was looked at last, and when that failed. */
@@ -93,6 +91,9 @@ export async function watchGroups(
     | { readonly clockMs: number; readonly askedMs: number; readonly answeredMs: number }
     | undefined;
   let refreshing = false;
+  /** Groups that are to be looked at, and the one that is. */
+  const line = new Set<GroupWatch>();
+  let lookedAt: GroupWatch | undefined;
 
   const startOver = (why: string): void => {
     watchingSince = monotonicMs();
@@ -223,7 +224,7 @@ export async function watchGroups(
     noticeClock(clockMs, begun);
     for (const watch of watches.values()) {
       const before = watch.row;
-      if (before === undefined || watch.running || watch.readMs > begun) continue;
+      if (before === undefined || watch === lookedAt || watch.readMs > begun) continue;
       const row = refreshed(before, begun - watch.readMs, seen);
       keep(watch, row, begun);
       const comesOrGoes = row.nodes.some(
@@ -236,26 +237,29 @@ export async function watchGroups(
   }
 
   function wake(watch: GroupWatch): void {
-    if (watch.running) {
-      watch.again = true;
-      return;
-    }
     if (signal.aborted) return;
-    watch.running = true;
-    watch.again = false;
-    const looking = `the look at group ${keyText(watch.key)}`;
-    notifier.expect(looking, OVERDUE_MS);
     clearTimeout(watch.timer);
-    look(watch)
-      .catch((error: unknown) => {
+    line.add(watch);
+    if (lookedAt === undefined) void lookAlongLine();
+  }
+
+  /** One after the other, since they have one connection: who waits in line, even behind a thousand, has no deadline yet. */
+  async function lookAlongLine(): Promise<void> {
+    for (const watch of line) {
+      line.delete(watch);
+      if (signal.aborted) break;
+      lookedAt = watch;
+      const looking = `the look at group ${keyText(watch.key)}`;
+      notifier.expect(looking, OVERDUE_MS);
+      try {
+        await look(watch);
+      } catch (error) {
         watch.failedMs = monotonicMs();
         log.error(`group ${keyText(watch.key)}: ${errorText(error)}`);
-      })
-      .finally(() => {
-        watch.running = false;
-        notifier.met(looking);
-        if (watch.again) wake(watch);
-      });
+      }
+      notifier.met(looking);
+    }
+    lookedAt = undefined;
   }
 
   function watchOf(key: GroupKey): GroupWatch {
@@ -263,8 +267,6 @@ export async function watchGroups(
     if (found) return found;
     const made: GroupWatch = {
       key,
-      running: false,
-      again: false,
       timer: undefined,
       row: undefined,
       readMs: Number.NEGATIVE_INFINITY,
