@@ -295,11 +295,12 @@ export class Cluster implements AsyncDisposable {
    */
   healthy(timeoutMs: number, nodes: readonly Service[] = this.nodes): Promise<Service> {
     return this.waitFor("a primary with its synchronous secondaries", timeoutMs, () =>
-      this.#healthyPrimary(nodes),
+      this.healthyPrimary(nodes),
     );
   }
 
-  async #healthyPrimary(nodes: readonly Service[]): Promise<Service | undefined> {
+  /** @returns the primary; undefined while the group isn't healthy */
+  async healthyPrimary(nodes: readonly Service[] = this.nodes): Promise<Service | undefined> {
     const ports = nodes.map(({ port }) => port);
     const states = (await this.states()).filter(({ port }) => ports.includes(port));
     const settled = states.filter(({ reported, goal }) => reported === goal);

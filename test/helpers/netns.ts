@@ -39,8 +39,12 @@ export class NetnsCluster extends Cluster {
   }
 
   /** Monitor, primary and secondaries, all running: node1, node2, … */
-  static async ofHosts(label: string, count: number): Promise<NetnsCluster> {
-    const cluster = new NetnsCluster(label, new Network());
+  static async ofHosts(
+    label: string,
+    count: number,
+    network = new Network(),
+  ): Promise<NetnsCluster> {
+    const cluster = new NetnsCluster(label, network);
     try {
       await cluster.startMonitor();
       for (let number = 1; number <= count; number += 1) await cluster.startNode(`node${number}`);

@@ -70,6 +70,11 @@ export class Network implements Disposable {
     return `${this.#subnet}.254`;
   }
 
+  /** Of all hosts made so far. */
+  get labels(): string[] {
+    return [...this.#places.keys()];
+  }
+
   /** The host with this label, made when it is asked for first. */
   host(label: string): Place {
     const known = this.#places.get(label);
