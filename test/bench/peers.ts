@@ -1,0 +1,360 @@
+/**
+ * peers: the race. Outages of ours and of its peers under the same faults, one run each in turn.
+ *
+ * Every system has the same: a switch and three hosts (network namespaces; repmgr needs no third),
+ * PostgreSQL 15 as initdb configures it (fsync on), one synchronous standby, and a writer that tries
+ * each node every 10 ms. Systems of one setting are up together and idle while another has its turn;
+ * each run begins with a pair that its system calls healthy. One that isn't back within 120 s is
+ * recorded so, removed, and set up anew. Each run is a line of a file, and none is left out.
+ *
+ *   bun test/bench/peers.ts [--runs 10] [--cases kill,host,…] [--systems ours,…] [--settings defaults,tuned]
+ *                           [--idle-seconds 60] [--out FILE | --resume FILE]
+ *
+ * Needs root on Debian 12; installs the peers' packages, which stay, without starting their services.
+ * Ends with 1 when ours lost an acknowledged row.
+ */
+import { appendFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { cpus } from "node:os";
+import { parseArgs } from "node:util";
+import { isRoot } from "../helpers/owner.ts";
+import { nowMs } from "../helpers/wait.ts";
+import { CASES, type CaseName, measure, PATIENCE_MS, wholePair } from "./peers/cases.ts";
+import { idleCosts } from "./peers/idle.ts";
+import { ours } from "./peers/ours.ts";
+import { patroni } from "./peers/patroni.ts";
+import { pgAutoFailover } from "./peers/pg_auto_failover.ts";
+import { cgroupRoot } from "./peers/rack.ts";
+import { repmgr } from "./peers/repmgr.ts";
+import {
+  estimateSeconds,
+  type Line,
+  type Options,
+  type Row,
+  SYSTEMS,
+  type SystemName,
+  type Turn,
+  tablesOf,
+  turnsLeft,
+} from "./peers/report.ts";
+import { removeLeftovers, Site } from "./peers/site.ts";
+import { type Entrant, SETTINGS, type Setting, type System } from "./peers/system.ts";
+
+const ENTRANTS: Readonly<Record<SystemName, Entrant>> = {
+  ours,
+  pg_auto_failover: pgAutoFailover,
+  patroni,
+  repmgr,
+};
+const ROWS: readonly Row[] = ["idle", ...(Object.keys(CASES) as CaseName[])];
+/** The packages are built for this version of PostgreSQL. */
+const BIN = "/usr/lib/postgresql/15/bin";
+const INSTALL_MS = 600_000;
+
+/** A mistake in the command line. */
+class UsageError extends Error {}
+
+const now = (): string => new Date().toISOString();
+const say = (text: string): void => console.error(`${now().slice(11, 19)} ${text}`);
+
+async function main(): Promise<number> {
+  const { file, lines, options } = readCommandLine();
+  const obstacle = findObstacle();
+  if (obstacle !== undefined) throw new UsageError(obstacle);
+  removeLeftovers();
+  const present = await install(options.systems);
+  for (const name of options.systems) {
+    for (const setting of options.settings) {
+      if (present.includes(name)) {
+        console.log(`${ENTRANTS[name].title}, ${setting}: ${ENTRANTS[name].settings[setting]}`);
+      }
+    }
+  }
+  const turns = turnsLeft(options, lines).filter(({ system }) => present.includes(system));
+  const minutes = estimateSeconds(turns, options.idleSeconds) / 60;
+  console.log(
+    `${turns.length} turns, about ${minutes.toFixed(0)} minutes; each is kept in ${file}`,
+  );
+
+  const keep = (line: Line): void => {
+    lines.push(line);
+    appendFileSync(file, `${JSON.stringify(line)}\n`);
+  };
+  await race(turns, options.idleSeconds, keep);
+  console.log(tablesOf(options, lines));
+  return lines.some((line) => line.kind === "run" && line.system === "ours" && line.lost) ? 1 : 0;
+}
+
+// ------------------------------------------------------------ the command line
+
+function parseFlags() {
+  try {
+    return parseArgs({
+      options: {
+        runs: { type: "string", default: "10" },
+        cases: { type: "string", default: ROWS.join() },
+        systems: { type: "string", default: SYSTEMS.join() },
+        settings: { type: "string", default: SETTINGS.join() },
+        "idle-seconds": { type: "string", default: "60" },
+        out: { type: "string" },
+        resume: { type: "string" },
+      },
+    }).values;
+  } catch (error) {
+    throw new UsageError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+function readCommandLine(): { file: string; lines: Line[]; options: Options } {
+  const values = parseFlags();
+  const machine = `${cpus().length} cores, ${cpus()[0]?.model.trim()}`;
+  const { out, resume } = values;
+  if (resume !== undefined) {
+    const lines = readLines(resume);
+    const [first] = lines;
+    if (first?.kind !== "race") throw new UsageError(`--resume: ${resume} was not made by a race`);
+    const line: Line = { kind: "resumed", at: now(), machine };
+    appendFileSync(resume, `${JSON.stringify(line)}\n`);
+    return { file: resume, lines: [...lines, line], options: first.options };
+  }
+  const options: Options = {
+    runs: wholeNumber("runs", values.runs),
+    rows: wordsOf("cases", values.cases, ROWS),
+    systems: wordsOf("systems", values.systems, SYSTEMS),
+    settings: wordsOf("settings", values.settings, SETTINGS),
+    idleSeconds: wholeNumber("idle-seconds", values["idle-seconds"]),
+  };
+  const file = out ?? `race-${now().replace(/:/g, "").slice(0, 17)}.jsonl`;
+  if (existsSync(file)) throw new UsageError(`--out: ${file} is there already; --resume goes on`);
+  const line: Line = { kind: "race", at: now(), machine, options };
+  writeFileSync(file, `${JSON.stringify(line)}\n`);
+  return { file, lines: [line], options };
+}
+
+/** The last line may be half a line, where a race was killed. */
+function readLines(file: string): Line[] {
+  if (!existsSync(file)) throw new UsageError(`--resume: ${file} is not there`);
+  return readFileSync(file, "utf8")
+    .split("\n")
+    .filter(Boolean)
+    .flatMap((text) => {
+      try {
+        return [JSON.parse(text) as Line];
+      } catch {
+        return [];
+      }
+    });
+}
+
+function wholeNumber(name: string, text: string): number {
+  const value = Number(text);
+  if (Number.isInteger(value) && value >= 1) return value;
+  throw new UsageError(`--${name} takes a whole number from 1, not "${text}"`);
+}
+
+function wordsOf<T extends string>(name: string, text: string, known: readonly T[]): T[] {
+  return text.split(",").map((word) => {
+    const found = known.find((each) => each === word);
+    if (found !== undefined) return found;
+    throw new UsageError(`--${name}: there is no "${word}", but ${known.join(", ")}`);
+  });
+}
+
+// ------------------------------------------------------------ what must be there
+
+function findObstacle(): string | undefined {
+  if (!isRoot) return "network namespaces and cgroups need root";
+  if (cgroupRoot() === undefined) return "no cgroup2 is mounted";
+  const missing = ["ip", "nft", "nsenter", "setpriv"].filter((each) => Bun.which(each) === null);
+  if (missing.length > 0) return `${missing.join(", ")} missing (iproute2, nftables, util-linux)`;
+  return existsSync(`${BIN}/pg_ctl`) ? undefined : `no PostgreSQL 15 in ${BIN} (postgresql-15)`;
+}
+
+const isThere = (program: string): boolean =>
+  program.startsWith("/") ? existsSync(program) : Bun.which(program) !== null;
+
+/** Installs what is missing where Debian's packages can be had. @returns the systems that can take part */
+async function install(systems: readonly SystemName[]): Promise<SystemName[]> {
+  const missing = (name: SystemName) => ENTRANTS[name].programs.filter((each) => !isThere(each));
+  const packages = systems.filter((name) => missing(name).length > 0);
+  if (packages.length > 0 && Bun.which("apt-get") !== null) {
+    const names = packages.flatMap((name) => ENTRANTS[name].packages);
+    say(`installing ${names.join(", ")}`);
+    await withoutServices(async () => {
+      await apt(["update", "-qq"]);
+      await apt(["install", "-y", "-qq", "--no-install-recommends", ...names]);
+    });
+  }
+  return systems.filter((name) => {
+    const lacks = missing(name);
+    if (lacks.length > 0)
+      console.log(`${ENTRANTS[name].title} is left out: no ${lacks.join(", ")}`);
+    return lacks.length === 0;
+  });
+}
+
+async function apt(words: readonly string[]): Promise<void> {
+  const child = Bun.spawn(["apt-get", "-o", "DPkg::Lock::Timeout=120", ...words], {
+    env: { ...process.env, DEBIAN_FRONTEND: "noninteractive" },
+    stdin: "ignore",
+    stdout: "ignore",
+    stderr: "inherit",
+    timeout: INSTALL_MS,
+  });
+  if ((await child.exited) !== 0) say(`apt-get ${words[0]} failed`);
+}
+
+/** The packages would start services of their own on this machine. */
+async function withoutServices(work: () => Promise<void>): Promise<void> {
+  const policy = "/usr/sbin/policy-rc.d";
+  const isMine = !existsSync(policy);
+  if (isMine) writeFileSync(policy, "#!/bin/sh\nexit 101\n", { mode: 0o755 });
+  try {
+    await work();
+  } finally {
+    if (isMine) await Bun.file(policy).delete();
+  }
+}
+
+// ------------------------------------------------------------ the race
+
+/** A system that is up. */
+type Contestant = { readonly site: Site; readonly system: System };
+
+/** The systems of one setting: each is set up when it's needed, and stays up as long as it's sound. */
+class Field implements AsyncDisposable {
+  readonly #setting: Setting;
+  readonly #up = new Map<SystemName, Contestant>();
+
+  constructor(setting: Setting) {
+    this.#setting = setting;
+  }
+
+  /** Sets up those that aren't up, all at once; one that can't be is left to its turn. */
+  async open(names: readonly SystemName[]): Promise<void> {
+    await Promise.allSettled(names.map((name) => this.get(name)));
+  }
+
+  /** @throws {Error} it could not be set up */
+  async get(name: SystemName): Promise<Contestant> {
+    const known = this.#up.get(name);
+    if (known) return known;
+    const site = new Site(name, BIN);
+    let system: System | undefined;
+    try {
+      system = await ENTRANTS[name].open(site, this.#setting);
+      await wholePair(system, PATIENCE_MS);
+      const contestant = { site, system };
+      this.#up.set(name, contestant);
+      return contestant;
+    } catch (error) {
+      say(`${name} could not be set up\n${site.story()}`);
+      await remove({ site, system });
+      throw error;
+    }
+  }
+
+  /** Removes one that isn't sound. */
+  async drop(name: SystemName): Promise<void> {
+    const known = this.#up.get(name);
+    this.#up.delete(name);
+    if (known) await remove(known);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const name of [...this.#up.keys()]) await this.drop(name);
+  }
+}
+
+async function remove({ site, system }: { site: Site; system: System | undefined }) {
+  for (const label of site.rack.labels) site.rack.kill(label);
+  await system?.close?.();
+  site[Symbol.dispose]();
+}
+
+async function race(
+  turns: readonly Turn[],
+  idleSeconds: number,
+  keep: (line: Line) => void,
+): Promise<void> {
+  const fields = Map.groupBy(turns, ({ run, setting }) => `run ${run}, ${setting}`);
+  for (const [title, all] of fields) {
+    const [first] = all;
+    if (!first) continue;
+    say(title);
+    await using field = new Field(first.setting);
+    await field.open([...new Set(all.map(({ system }) => system))]);
+    const idlers = all.filter(({ row }) => row === "idle");
+    if (idlers.length > 0) await idle(field, idlers, idleSeconds, keep);
+    for (const turn of all) {
+      if (turn.row !== "idle") await runTurn(field, { ...turn, row: turn.row }, keep);
+    }
+  }
+}
+
+async function idle(
+  field: Field,
+  turns: readonly Turn[],
+  seconds: number,
+  keep: (line: Line) => void,
+): Promise<void> {
+  const startMs = nowMs();
+  const up: { turn: Turn; contestant: Contestant }[] = [];
+  for (const turn of turns) {
+    try {
+      up.push({ turn, contestant: await field.get(turn.system) });
+    } catch (error) {
+      keep({ kind: "failed", at: now(), ...turn, why: String(error), tookMs: nowMs() - startMs });
+    }
+  }
+  const costs = await idleCosts(
+    up.map(({ contestant }) => contestant),
+    seconds,
+  );
+  for (const [index, { turn }] of up.entries()) {
+    const cost = costs[index];
+    const tookMs = nowMs() - startMs;
+    if (cost) keep({ kind: "idle", at: now(), ...turn, row: "idle", ...cost, tookMs });
+  }
+}
+
+async function runTurn(
+  field: Field,
+  turn: Turn & { row: CaseName },
+  keep: (line: Line) => void,
+): Promise<void> {
+  const startMs = nowMs();
+  try {
+    const { site, system } = await field.get(turn.system);
+    const measured = await measure(site, system, turn.row);
+    keep({ kind: "run", at: now(), ...turn, ...measured, tookMs: nowMs() - startMs });
+    const { outageMs, redundantMs, lost } = measured;
+    const text = (ms: number | null) => (ms === null ? "none" : `${(ms / 1000).toFixed(2)} s`);
+    say(
+      `${turn.row} ${turn.system}: outage ${text(outageMs)}, redundant ${text(redundantMs)}, lost ${lost ?? "?"}`,
+    );
+    if (measured.trouble.length > 0) say(measured.trouble.join("\n"));
+    if (outageMs === null || redundantMs === null) {
+      say(`${turn.system} is set up anew\n${site.story()}`);
+      await field.drop(turn.system);
+    }
+  } catch (error) {
+    keep({ kind: "failed", at: now(), ...turn, why: String(error), tookMs: nowMs() - startMs });
+    say(`${turn.row} ${turn.system} failed: ${error}`);
+    await field.drop(turn.system);
+  }
+}
+
+for (const [name, code] of [
+  ["SIGINT", 130],
+  ["SIGTERM", 143],
+  ["SIGHUP", 129],
+] as const) {
+  process.once(name, () => process.exit(code)); // What is up is removed at the exit.
+}
+try {
+  process.exit(await main());
+} catch (error) {
+  if (!(error instanceof UsageError)) throw error;
+  console.error(`peers: ${error.message}`);
+  process.exit(2);
+}
