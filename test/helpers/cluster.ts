@@ -146,13 +146,23 @@ export class Cluster implements AsyncDisposable {
     return path;
   }
 
-  /** Declares a node; nothing is made or started yet. */
-  addNode(label: string, flags: readonly string[] = [], env: Environment = {}): Service {
+  /**
+   * Declares a node; nothing is made or started yet.
+   *
+   * @param options env: on top of the cluster's; data: where PGDATA is made, instead of the cluster's directory
+   */
+  addNode(
+    label: string,
+    flags: readonly string[] = [],
+    options: { env?: Environment; data?: string } = {},
+  ): Service {
     const place = this.#placeOf(label);
+    const { env = {}, data = this.base } = options;
     const node = new Service({
       role: "keeper",
       label,
       base: this.base,
+      data,
       port: freePort(),
       env: { ...this.env, ...env },
       login: this.login,
@@ -421,6 +431,7 @@ export class Cluster implements AsyncDisposable {
       explain: () => JSON.stringify(processesUnder(this.base)),
     });
     for (const { port } of [this.monitor, ...this.nodes]) removeSockets(port);
+    this.unmountAll();
     if (process.env["PGAF_TEST_KEEP"]) {
       console.error(`kept ${this.base}`);
     } else {
@@ -428,6 +439,9 @@ export class Cluster implements AsyncDisposable {
     }
     if (leaks.length > 0) throw new Error(`left behind: ${leaks.join("; ")}`);
   }
+
+  /** For file systems that a kind of cluster has mounted below its directory. */
+  protected unmountAll(): void {}
 
   /** Stops running roles, all at once; each must take its PostgreSQL with it. */
   async #terminate(services: readonly Service[], leaks: string[]): Promise<void> {

@@ -33,7 +33,7 @@ function findObstacle(): string | undefined {
 export class NetnsCluster extends Cluster {
   readonly network: Network;
 
-  private constructor(label: string, network: Network) {
+  protected constructor(label: string, network: Network) {
     super(label, { auth: "scram-sha-256", placeOf: (host) => network.host(host) });
     this.network = network;
   }

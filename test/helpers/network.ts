@@ -21,8 +21,11 @@ const ip = (...args: string[]): string => run(["ip", ...args]);
 /** The whole rule of the switch: what goes from the one port to the other is lost. ARP isn't, or one way would be both. */
 const SWITCH_RULES = `table bridge pgaf {
   set cut { type ifname . ifname; }
+  map lossy { type ifname : verdict; }
+${[1, 5, 20, 50].map((percent) => `  chain lose${percent} { numgen random mod 100 < ${percent} drop\n  }\n`).join("")}
   chain forward { type filter hook forward priority 0; policy accept;
     ether type ip iifname . oifname @cut drop
+    ether type ip iifname vmap @lossy
   }
 }
 `;
@@ -37,6 +40,7 @@ export class Network implements Disposable {
   readonly #subnet: string;
   readonly #places = new Map<string, Place>();
   readonly #cuts = new Set<string>();
+  readonly #lossy = new Map<string, number>();
   readonly #removeOnExit = () => this[Symbol.dispose]();
 
   constructor() {
@@ -58,7 +62,7 @@ export class Network implements Disposable {
     ip("netns", "add", sw);
     ip("-n", sw, "link", "add", "bridge", "type", "bridge");
     ip("-n", sw, "link", "set", "bridge", "up");
-    run(["ip", "netns", "exec", sw, "nft", "-f", "-"], SWITCH_RULES);
+    this.#nft(SWITCH_RULES);
     ip("link", "add", this.name, "type", "veth", "peer", "name", "test", "netns", sw);
     this.#plugIn("test");
     ip("addr", "add", `${this.testAddress}/24`, "dev", this.name);
@@ -123,6 +127,34 @@ export class Network implements Disposable {
     this.#applyCuts();
   }
 
+  /** Loses one in so many packets that a host sends; 0: none. */
+  lose(label: string, percent: 0 | 1 | 5 | 20 | 50): void {
+    if (percent === 0) this.#lossy.delete(label);
+    else this.#lossy.set(label, percent);
+    const all = [...this.#lossy].map(([port, loss]) => `"${port}" : jump lose${loss}`).join(", ");
+    const add = all && `add element bridge pgaf lossy { ${all} }\n`;
+    this.#nft(`flush map bridge pgaf lossy\n${add}`);
+  }
+
+  /** What is sent to a host queues up to `latencyMs` behind a narrow line; 0: the line is wide again. */
+  delay(label: string, latencyMs: number): void {
+    const device = ["dev", label, "root"];
+    const tc = ["tc", "-n", this.namespace("switch"), "qdisc"];
+    if (latencyMs === 0) Bun.spawnSync([...tc, "del", ...device]);
+    else
+      run([
+        ...[...tc, "replace", ...device, "tbf", "rate", "1mbit", "burst", "2kb"],
+        ...["latency", `${latencyMs}ms`],
+      ]);
+  }
+
+  /** No more cuts, losses and delays. */
+  quiet(): void {
+    this.heal();
+    for (const label of this.#lossy.keys()) this.lose(label, 0);
+    for (const label of this.#places.keys()) this.delay(label, 0);
+  }
+
   /**
    * Removes all that it has made. Also when the test's process ends before its time.
    *
@@ -151,7 +183,10 @@ export class Network implements Disposable {
 
   #applyCuts(): void {
     const add = `add element bridge pgaf cut { ${[...this.#cuts].join(", ")} }\n`;
-    const script = `flush set bridge pgaf cut\n${this.#cuts.size > 0 ? add : ""}`;
+    this.#nft(`flush set bridge pgaf cut\n${this.#cuts.size > 0 ? add : ""}`);
+  }
+
+  #nft(script: string): void {
     run(["ip", "netns", "exec", this.namespace("switch"), "nft", "-f", "-"], script);
   }
 }

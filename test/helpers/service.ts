@@ -31,8 +31,10 @@ export const HERE: Place = { host: "localhost", prefix: [] };
 export type ServiceOptions = {
   role: "monitor" | "keeper";
   label: string;
-  /** Directory of the test; PGDATA is `base/label`, the log `base/label.log`. */
+  /** Directory of the test; the log is `base/label.log`. */
   base: string;
+  /** Where PGDATA is made, as `data/label`; the test's directory unless said otherwise. */
+  data?: string;
   port: number;
   env: Environment;
   login: Login;
@@ -54,10 +56,10 @@ export class Service {
   env: Environment;
   process: RunningRole | undefined;
 
-  constructor({ role, label, base, port, env, login, createFlags, place }: ServiceOptions) {
+  constructor({ role, label, base, data, port, env, login, createFlags, place }: ServiceOptions) {
     this.role = role;
     this.label = label;
-    this.pgdata = join(base, label);
+    this.pgdata = join(data ?? base, label);
     this.port = port;
     this.place = place;
     this.address = { host: place === HERE ? "127.0.0.1" : place.host, port };

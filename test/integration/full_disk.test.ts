@@ -20,7 +20,7 @@ test.skipIf(why !== "")(
     using disk = requireDisk();
     await using cluster = new Cluster("fullcreate");
     await cluster.startMonitor();
-    const node = cluster.addNode("node1", [], { XDG_DATA_HOME: disk.path });
+    const node = cluster.addNode("node1", [], { env: { XDG_DATA_HOME: disk.path } });
     disk.fill();
     expectRefusal(await node.tryCreate(), { code: [3, 4, 5], says: /./ });
     expect(node.postmaster()).toBeUndefined();
@@ -41,7 +41,7 @@ test.skipIf(why !== "")(
     try {
       await cluster.startMonitor();
       const primary = await cluster.startNode("node1");
-      const candidate = cluster.addNode("node2", [], { XDG_DATA_HOME: disk.path });
+      const candidate = cluster.addNode("node2", [], { env: { XDG_DATA_HOME: disk.path } });
       await candidate.create();
       candidate.start();
       await cluster.healthy(20_000);
@@ -69,7 +69,7 @@ test.skipIf(why !== "")(
     await using cluster = new Cluster("fullprimary");
     try {
       await cluster.startMonitor();
-      const primary = cluster.addNode("node1", [], { XDG_DATA_HOME: disk.path });
+      const primary = cluster.addNode("node1", [], { env: { XDG_DATA_HOME: disk.path } });
       await primary.create();
       primary.start();
       const secondary = await cluster.startNode("node2");

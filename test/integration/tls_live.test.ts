@@ -193,7 +193,7 @@ test("--auth md5, --skip-pg-hba, --pg-hba-lan, and a replication password from a
   // a password in the environment is that of the monitor's login, and of no other
   const line = readFileSync(cluster.passwords, "utf8").trim();
   const env = { PGPASSWORD: line.split(":").at(-1) ?? "", PGPASSFILE: "/nowhere" };
-  const second = cluster.addNode("second", ["--auth", "md5"], env);
+  const second = cluster.addNode("second", ["--auth", "md5"], { env });
   await second.create();
   const left = cluster.addNode("left", ["--auth", "md5", "--skip-pg-hba", "--group", "1"]);
   await left.create();
