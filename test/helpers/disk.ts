@@ -65,6 +65,9 @@ export class Disk implements Disposable {
   /** Nobody may have a file on it open. */
   repair(): void {
     run("umount", this.path);
+    const device = Bun.spawnSync(["losetup", "--associated", this.#image]).stdout.toString();
+    // A mount namespace that was made meanwhile, by a container say, keeps what it has copied.
+    if (device !== "") throw new Error(`somebody else still has ${this.path} mounted: ${device}`);
     const { exitCode, stderr } = Bun.spawnSync(["e2fsck", "-p", "-f", this.#image], {
       timeout: 60_000,
     });
