@@ -205,6 +205,10 @@ export function upstreamTarget(
   };
 }
 
+/** By then a primary that is cut off has stopped; a standby that seems to receive would hold back its own promotion. */
+export const receiverTimeoutMs = (policy: Policy): number =>
+  policy.networkPartitionTimeoutMs + policy.fenceStopTimeoutMs;
+
 type Settings = {
   /** The names to hold in the file; undefined: leave what was written last. */
   readonly set?: SyncSet;
@@ -232,7 +236,7 @@ export function writeSettings(
     wal_keep_size: "1GB",
     // both ends notice a dead link within seconds, a standby reconnects at once
     wal_sender_timeout: "5s",
-    wal_receiver_timeout: "5s",
+    wal_receiver_timeout: `${receiverTimeoutMs(node.policy)}ms`,
     wal_receiver_status_interval: "1s",
     wal_retrieve_retry_interval: "200ms",
     password_encryption: "scram-sha-256",

@@ -7,7 +7,7 @@ import { AppError, errorText } from "../sys/errors.ts";
 import { OVERDUE_MS } from "../sys/notify.ts";
 import type { MonitorContact } from "./contact.ts";
 import type { LoopState } from "./loop_state.ts";
-import { log, ownId, peers, save, syncInForce } from "./node.ts";
+import { log, ownId, peers, receiverTimeoutMs, save, syncInForce } from "./node.ts";
 import type { Observer } from "./observer.ts";
 import { writeSecret } from "./passfile.ts";
 import { countsAsRunning, isNews, reportOf, sentenceOf } from "./report.ts";
@@ -228,6 +228,7 @@ export function makeReporter(
       loop.choresDue = true;
     }
     if (node.answer?.sync.version !== answer.sync.version) loop.choresDue = true;
+    if (receiverTimeoutMs(node.policy) !== receiverTimeoutMs(answer.policy)) loop.choresDue = true;
     node.answer = answer;
     node.policy = answer.policy;
     const { crash } = loop;
