@@ -205,9 +205,8 @@ export function upstreamTarget(
   };
 }
 
-/** By then a primary that is cut off has stopped; a standby that seems to receive would hold back its own promotion. */
-export const receiverTimeoutMs = (policy: Policy): number =>
-  policy.networkPartitionTimeoutMs + policy.fenceStopTimeoutMs;
+/** A standby that seems to receive holds back a failover: it notices a silent primary soon after that has stopped itself. */
+export const receiverTimeoutMs = (policy: Policy): number => 2 * policy.networkPartitionTimeoutMs;
 
 type Settings = {
   /** The names to hold in the file; undefined: leave what was written last. */

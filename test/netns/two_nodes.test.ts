@@ -33,7 +33,7 @@ scenario("the same with the preset fast, in a third of the time", async (scene) 
   await cluster.waitFor("the standbys to notice a silent primary in time", 5000, async () => {
     const timeouts = standbys.map((node) => node.ask("show wal_receiver_timeout"));
     const shown = (await Promise.all(timeouts)).map(([row]) => row?.["wal_receiver_timeout"]);
-    return shown.every((timeout) => timeout === `${fencedMs}ms`);
+    return shown.every((timeout) => timeout === `${2 * networkPartitionTimeoutMs}ms`);
   });
   await isolatedPrimary(scene, {
     stopMs: networkPartitionTimeoutMs + 1500,
