@@ -114,17 +114,3 @@ function remove(path: string): void {
   Bun.spawnSync(["umount", "--lazy", path]);
   if (existsSync(`${path}.img`)) rmSync(`${path}.img`);
 }
-
-/** @returns why there can be no such disks here; undefined where there can */
-export function diskObstacle(directory: string): string | undefined {
-  const missing = ["mkfs.ext4", "fsfreeze", "fallocate"].filter((name) => Bun.which(name) === null);
-  if (missing.length > 0) return `${missing.join(", ")} missing (e2fsprogs, util-linux)`;
-  try {
-    using _disk = new Disk(join(directory, "probe"));
-    return undefined;
-  } catch (error) {
-    return `no file systems in files here: ${error}`;
-  } finally {
-    rmSync(join(directory, "probe"), { recursive: true, force: true });
-  }
-}

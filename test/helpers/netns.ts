@@ -45,14 +45,19 @@ export class NetnsCluster extends Cluster {
     network = new Network(),
   ): Promise<NetnsCluster> {
     const cluster = new NetnsCluster(label, network);
+    await cluster.setUp(count);
+    return cluster;
+  }
+
+  /** Starts monitor and nodes; where that fails, the story is told and nothing stays. */
+  protected async setUp(count: number): Promise<void> {
     try {
-      await cluster.startMonitor();
-      for (let number = 1; number <= count; number += 1) await cluster.startNode(`node${number}`);
-      await cluster.healthy(30_000);
-      return cluster;
+      await this.startMonitor();
+      for (let number = 1; number <= count; number += 1) await this.startNode(`node${number}`);
+      await this.healthy(30_000);
     } catch (error) {
-      const story = await cluster.story();
-      await cluster[Symbol.asyncDispose]().catch(() => {});
+      const story = await this.story();
+      await this[Symbol.asyncDispose]().catch(() => {});
       throw new Error(`setting up ${count} hosts failed\n${story}`, { cause: error });
     }
   }

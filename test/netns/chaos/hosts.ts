@@ -9,7 +9,7 @@ import { Disk, unmountBelow } from "../../helpers/disk.ts";
 import { NetnsCluster } from "../../helpers/netns.ts";
 import { Network } from "../../helpers/network.ts";
 import { giveTo } from "../../helpers/owner.ts";
-import { killUnder, signal } from "../../helpers/processes.ts";
+import { isAlive, killUnder, signal } from "../../helpers/processes.ts";
 import type { Service } from "../../helpers/service.ts";
 import { nowMs, waitFor } from "../../helpers/wait.ts";
 
@@ -42,16 +42,8 @@ export class ChaosCluster extends NetnsCluster {
     const faketime = FAKETIME.find((path) => existsSync(path));
     if (!faketime) console.error("clocks don't jump here: libfaketime is missing (faketime)");
     const cluster = new ChaosCluster(faketime);
-    try {
-      cluster.monitor.env = { ...cluster.monitor.env, ...cluster.#clock("monitor") };
-      await cluster.startMonitor();
-      for (let number = 1; number <= count; number += 1) await cluster.startNode(`node${number}`);
-      await cluster.healthy(30_000);
-    } catch (error) {
-      const story = await cluster.story();
-      await cluster[Symbol.asyncDispose]().catch(() => {});
-      throw new Error(`setting up ${count} hosts failed\n${story}`, { cause: error });
-    }
+    cluster.monitor.env = { ...cluster.monitor.env, ...cluster.#clock("monitor") };
+    await cluster.setUp(count);
     cluster.#managing = cluster.#manage();
     return cluster;
   }
@@ -188,18 +180,10 @@ export class ChaosCluster extends NetnsCluster {
 function removeLeftovers(): void {
   for (const name of readdirSync(tmpdir())) {
     const [, pid] = /^pgaf-chaos(\d+)-/.exec(name) ?? [];
-    if (pid === undefined || isRunning(Number(pid))) continue;
+    if (pid === undefined || isAlive(Number(pid))) continue;
     const base = join(tmpdir(), name);
     killUnder(base);
     unmountBelow(base);
     rmSync(base, { recursive: true, force: true });
-  }
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch {
-    return false;
   }
 }

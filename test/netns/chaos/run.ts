@@ -156,14 +156,9 @@ async function settle(cluster: ChaosCluster, deadlineMs: number): Promise<void> 
     async () => {
       await cluster.setFormation("number_sync_standbys", "0");
       await cluster.setFormation("durability", "availability");
-      const nodes = await cluster.askMonitor(
-        "select nodeid, nodename, maintenance from pgautofailover.node",
-      );
-      for (const { nodeid, nodename, maintenance } of nodes) {
-        await cluster.askMonitor(
-          "select pgautofailover.set_node_candidate_priority('default', $1, $2::text::int)",
-          [nodename, "50"],
-        );
+      for (const node of cluster.nodes) await cluster.setPriority(node, 50);
+      const nodes = await cluster.askMonitor("select nodeid, maintenance from pgautofailover.node");
+      for (const { nodeid, maintenance } of nodes) {
         if (maintenance)
           await cluster.askMonitor("select pgautofailover.stop_maintenance($1::text::bigint)", [
             String(nodeid),
