@@ -11,7 +11,7 @@ import type { Service } from "./service.ts";
 import { waitFor } from "./wait.ts";
 
 /** @returns why there can be no such networks here; undefined where there can */
-function findObstacle(): string | undefined {
+export function findObstacle(): string | undefined {
   if (!isRoot) return "network namespaces need root";
   const missing = ["ip", "nft", "nsenter"].filter((program) => Bun.which(program) === null);
   if (missing.length > 0)

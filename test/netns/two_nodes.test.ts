@@ -1,9 +1,9 @@
 /** Two nodes and a monitor, a host each: what becomes of the group when their links are cut. */
 import { expect } from "bun:test";
 import { PRESETS } from "../../lib/group/view.ts";
-import { formationChange } from "../../lib/monitor/settings.ts";
 import type { NetnsScene } from "../helpers/netns.ts";
 import { netnsScenariosOf } from "../helpers/netns.ts";
+import { usePreset } from "../helpers/preset.ts";
 import { nowMs } from "../helpers/wait.ts";
 import { HeldSession } from "./held_session.ts";
 import { FAILOVER_LIMIT_MS, isolatedPrimary, STOP_LIMIT_MS, stopped } from "./isolated.ts";
@@ -18,25 +18,9 @@ scenario("an isolated primary stops in time, its standby takes over, and it rejo
 );
 
 scenario("the same with the preset fast, in a third of the time", async (scene) => {
-  const { cluster } = scene;
-  const { columns } = formationChange("preset", "fast");
-  await cluster.askMonitor("select pgautofailover.set_formation('default', $1::text::jsonb)", [
-    JSON.stringify(columns),
-  ]);
-  const { networkPartitionTimeoutMs, fenceStopTimeoutMs } = PRESETS.fast;
-  const fencedMs = networkPartitionTimeoutMs + fenceStopTimeoutMs;
-  await cluster.waitFor("all to go by these timers", 5000, async () => {
-    const rows = await cluster.askMonitor("select fencems from pgautofailover.node");
-    return rows.every(({ fencems }) => fencems === fencedMs);
-  });
-  const { standbys } = scene;
-  await cluster.waitFor("the standbys to notice a silent primary in time", 5000, async () => {
-    const timeouts = standbys.map((node) => node.ask("show wal_receiver_timeout"));
-    const shown = (await Promise.all(timeouts)).map(([row]) => row?.["wal_receiver_timeout"]);
-    return shown.every((timeout) => timeout === `${2 * networkPartitionTimeoutMs}ms`);
-  });
+  await usePreset(scene.cluster, "fast", scene.standbys);
   await isolatedPrimary(scene, {
-    stopMs: networkPartitionTimeoutMs + 1500,
+    stopMs: PRESETS.fast.networkPartitionTimeoutMs + 1500,
     failoverMs: FAILOVER_LIMIT_MS / 3,
   });
 });
