@@ -80,6 +80,17 @@ install_netns() {
   } >&2 || say "apt-get could not install iproute2, nftables and util-linux."
 }
 
+# --- Disks and clocks of chaos --------------------------------------------------------------------------------------
+install_disks() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return
+  command -v mkfs.ext4 >/dev/null && command -v losetup >/dev/null && command -v faketime >/dev/null && return
+  say "Installing e2fsprogs, mount and faketime ..."
+  {
+    apt-get update -qq &&
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends e2fsprogs mount faketime
+  } >&2 || say "apt-get could not install e2fsprogs, mount and faketime."
+}
+
 # --- HAProxy --------------------------------------------------------------------------------------------------------
 # Its tests, too, are skipped and say why where it can't be had.
 install_haproxy() {
@@ -167,13 +178,17 @@ case "${1:-}" in
     if [ "$(id -u)" = 0 ] && has_tests test/netns; then
       install_netns
       suite --parallel=2 ./test/netns
+      # Before hosts are booted that would keep its disks mounted.
+      install_disks
     fi
+    suite ./test/chaos
     install_lab
     suite ./test/ansible/hosts.test.ts ./test/ansible/trixie.test.ts
     ;;
   *)
     install_postgres
-    case "$*" in *netns*) install_netns ;; esac
+    case "$*" in *netns* | *chaos*) install_netns ;; esac
+    case "$*" in *chaos*) install_disks ;; esac
     case "$*" in
       *test/ansible | *test/ansible/ | *hosts* | *trixie*)
         install_netns

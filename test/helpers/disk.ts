@@ -3,10 +3,31 @@
  *
  * Needs root, loop devices and ext4 (Debian: e2fsprogs).
  */
-import { existsSync, mkdirSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
+import { isRoot } from "./owner.ts";
+import { nowMs } from "./wait.ts";
 
 const SIZE_MB = 2048;
+const RELEASE_MS = 2000;
+/** Programs by the Debian packages that bring them. */
+const PROGRAMS = {
+  "mkfs.ext4": "e2fsprogs",
+  e2fsck: "e2fsprogs",
+  losetup: "mount",
+  mount: "mount",
+  fsfreeze: "util-linux",
+  fallocate: "util-linux",
+};
 
 /** @throws {Error} it ended with another code than 0, or ran into the bound */
 function run(...command: string[]): void {
@@ -65,9 +86,7 @@ export class Disk implements Disposable {
   /** Nobody may have a file on it open. */
   repair(): void {
     run("umount", this.path);
-    const device = Bun.spawnSync(["losetup", "--associated", this.#image]).stdout.toString();
-    // A mount namespace that was made meanwhile, by a container say, keeps what it has copied.
-    if (device !== "") throw new Error(`somebody else still has ${this.path} mounted: ${device}`);
+    this.#awaitRelease();
     const { exitCode, stderr } = Bun.spawnSync(["e2fsck", "-p", "-f", this.#image], {
       timeout: 60_000,
     });
@@ -84,6 +103,22 @@ export class Disk implements Disposable {
     return join(this.path, "ballast");
   }
 
+  /**
+   * A mount namespace that was made meanwhile keeps what it has copied: one of `ip -n`, by another test say, for some
+   * milliseconds, a container's for good.
+   */
+  #awaitRelease(): void {
+    const deadlineMs = nowMs() + RELEASE_MS;
+    for (;;) {
+      const device = Bun.spawnSync(["losetup", "--associated", this.#image]).stdout.toString();
+      if (device === "") return;
+      if (nowMs() > deadlineMs) {
+        throw new Error(`somebody else still has ${this.path} mounted: ${device}`);
+      }
+      Bun.sleepSync(20);
+    }
+  }
+
   #mount(): void {
     // noatime: looking at a hung file system doesn't hang.
     run("mount", "-o", "loop,noatime,errors=remount-ro", this.#image, this.path);
@@ -93,6 +128,25 @@ export class Disk implements Disposable {
     const found = mounts().find(({ path }) => path === this.path);
     if (!found) throw new Error(`nothing is mounted at ${this.path}`);
     return found.device;
+  }
+}
+
+/** @returns why there can be no such disks here; undefined where there can */
+export function diskObstacle(): string | undefined {
+  if (!isRoot || process.platform !== "linux") return "disks in files need root on Linux";
+  const missing = Object.entries(PROGRAMS).filter(([program]) => Bun.which(program) === null);
+  if (missing.length > 0)
+    return `missing: ${missing.map(([program, debian]) => `${program} (${debian})`).join(", ")}`;
+  const directory = mkdtempSync(join(tmpdir(), "pgaf-probe-"));
+  try {
+    using disk = new Disk(join(directory, "disk"));
+    disk.fail();
+    disk.repair();
+    return undefined;
+  } catch (error) {
+    return `no disks in files here: ${error}`;
+  } finally {
+    rmSync(directory, { recursive: true });
   }
 }
 

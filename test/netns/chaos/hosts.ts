@@ -177,7 +177,7 @@ export class ChaosCluster extends NetnsCluster {
 }
 
 /** What a run left that was killed: processes, mounts, directories. Its hosts are removed by `Network`. */
-function removeLeftovers(): void {
+export function removeLeftovers(): void {
   for (const name of readdirSync(tmpdir())) {
     const [, pid] = /^pgaf-chaos(\d+)-/.exec(name) ?? [];
     if (pid === undefined || isAlive(Number(pid))) continue;

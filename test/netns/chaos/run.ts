@@ -11,6 +11,7 @@ import { appendFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { Service } from "../../helpers/service.ts";
+import type { Row } from "../../helpers/sql.ts";
 import { nowMs, waitFor } from "../../helpers/wait.ts";
 import { type Operation, violationsOf } from "./checker.ts";
 import { describe, drawRound, type Planned } from "./faults.ts";
@@ -61,7 +62,9 @@ export async function chaos({
       join(cluster.base, "schedule.jsonl"),
       `${JSON.stringify({ round: report.rounds, text })}\n`,
     );
-    const round = await playRound(cluster, workload, planned);
+    const round = await playRound(cluster, workload, planned).catch((error): Round => {
+      return { operations: [], convergedMs: 0, violations: [brokenOff(error)] };
+    });
     report.rounds += 1;
     report.faults += planned.length;
     report.acknowledged += count(round.operations, "ok");
@@ -69,7 +72,9 @@ export async function chaos({
     report.slowestMs = Math.max(report.slowestMs, round.convergedMs);
     violations = [...round.violations];
     if (violations.length === 0) {
-      const checked = await earlierRows(cluster, workload, round.operations, rows);
+      const checked = await earlierRows(cluster, workload, round.operations, rows).catch(
+        (error) => ({ rows, violations: [brokenOff(error)] }),
+      );
       rows = checked.rows;
       violations = checked.violations;
     }
@@ -92,6 +97,9 @@ export async function chaos({
 
 const count = (operations: readonly Operation[], outcome: Operation["outcome"]): number =>
   operations.filter((each) => each.outcome === outcome).length;
+
+/** No reason to leave without the logs. */
+const brokenOff = (error: unknown): string => `the round broke off: ${error}`;
 
 type Round = { operations: Operation[]; convergedMs: number; violations: string[] };
 
@@ -169,9 +177,13 @@ async function settle(cluster: ChaosCluster, deadlineMs: number): Promise<void> 
   );
 }
 
+/** On a busy machine a connection can take too long: it is asked again. */
+const answer = (node: Service, text: string): Promise<Row[]> =>
+  waitFor(`an answer of ${node.label}`, 10_000, () => node.ask(text));
+
 /** Every standby has what the primary has now. */
 async function replayed(cluster: ChaosCluster, primary: Service): Promise<void> {
-  const [row] = await primary.ask("select pg_current_wal_lsn()::text as lsn");
+  const [row] = await answer(primary, "select pg_current_wal_lsn()::text as lsn");
   for (const node of cluster.nodes) {
     if (node === primary) continue;
     await waitFor(`${node.label} to have replayed ${row?.["lsn"]}`, 10_000, async () => {
@@ -184,7 +196,7 @@ async function replayed(cluster: ChaosCluster, primary: Service): Promise<void> 
 }
 
 async function slotsForNobody(primary: Service, cluster: ChaosCluster): Promise<string[]> {
-  const slots = await primary.ask("select slot_name, active from pg_replication_slots");
+  const slots = await answer(primary, "select slot_name, active from pg_replication_slots");
   const idle = slots.filter(({ active }) => active !== true).map(({ slot_name }) => slot_name);
   const found = idle.length > 0 ? [`${primary.label} has slots that nobody uses: ${idle}`] : [];
   if (slots.length !== cluster.nodes.length - 1)
@@ -244,4 +256,12 @@ async function main(): Promise<number> {
   return violations.length === 0 ? 0 : 1;
 }
 
-if (import.meta.main) process.exit(await main());
+if (import.meta.main) {
+  for (const [name, code] of [
+    ["SIGINT", 130],
+    ["SIGTERM", 143],
+  ] as const) {
+    process.once(name, () => process.exit(code)); // What runs is killed at the exit.
+  }
+  process.exit(await main());
+}

@@ -16,6 +16,7 @@ import type { Contents, Operation } from "./checker.ts";
 /** Between the starts of two attempts of a client. */
 const PERIOD_MS = 25;
 const TIMEOUT_MS = 3000;
+const ANSWER_MS = 20_000;
 
 const TIMELINE =
   "('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int as timeline";
@@ -87,10 +88,9 @@ export class Workload {
   /** What a server holds of these attempts. */
   async contents(server: Address, operations: readonly Operation[]): Promise<Contents> {
     const first = Math.min(...operations.map(({ value }) => value));
-    const asked = (text: string, value: unknown): Promise<Row[]> =>
-      ask(server, this.#login, text, [value], 20_000);
-    const rows = await asked("select value from chaos_rows where value >= $1", first);
-    const lists = await asked(
+    const rows = await this.#asked(server, "select value from chaos_rows where value >= $1", first);
+    const lists = await this.#asked(
+      server,
       "select client, to_json(list)::text as list from chaos_lists where client like $1",
       `%r${this.#round}`,
     );
@@ -103,8 +103,15 @@ export class Workload {
   /** A number that tells whether earlier rounds' rows are all there. */
   async countBefore(server: Address, value: number): Promise<number> {
     const text = "select count(*) as rows from chaos_rows where value < $1";
-    const [row] = await ask(server, this.#login, text, [value], 20_000);
+    const [row] = await this.#asked(server, text, value);
     return Number(row?.["rows"]);
+  }
+
+  /** What is read may be read again: on a busy machine a connection can take too long. */
+  #asked(server: Address, text: string, value: unknown): Promise<Row[]> {
+    return waitFor(`an answer of port ${server.port}`, ANSWER_MS, () =>
+      ask(server, this.#login, text, [value], ANSWER_MS),
+    );
   }
 
   async #write(client: string, index: number): Promise<void> {
