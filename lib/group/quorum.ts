@@ -12,10 +12,10 @@ export function standbyId(name: string): number | undefined {
 }
 
 /**
- * The primary's `synchronous_standby_names`. When all members must flush, FIRST says the same as ANY,
- * and pg_stat_replication then calls them `sync`, which is what operators look for.
+ * The primary's `synchronous_standby_names`. ANY also where all members must flush: a walsender that hangs keeps
+ * the place in the list that it had, and with FIRST commits would wait for it after its standby was left out.
  *
- * @returns e.g. `FIRST 1 (pgautofailover_standby_2)`; "" makes commits asynchronous
+ * @returns e.g. `ANY 1 (pgautofailover_standby_2)`; "" makes commits asynchronous
  * @throws {RangeError} more standbys are required than there are members
  * @see PostgreSQL 15 docs, "synchronous_standby_names"
  */
@@ -24,8 +24,7 @@ export function synchronousStandbyNames(set: Pick<SyncSet, "members" | "number">
   if (set.number < 1 || set.number > set.members.length) {
     throw new RangeError(`${set.number} of ${set.members.length} standbys can't be synchronous`);
   }
-  const word = set.number === set.members.length ? "FIRST" : "ANY";
-  return `${word} ${set.number} (${set.members.map(standbyName).join(", ")})`;
+  return `ANY ${set.number} (${set.members.map(standbyName).join(", ")})`;
 }
 
 /** Nobody of the group may hold commits up: its nodes are all asynchronous by choice. */

@@ -205,8 +205,9 @@ export function upstreamTarget(
   };
 }
 
-/** A standby that seems to receive holds back a failover: it notices a silent primary soon after that has stopped itself. */
-export const receiverTimeoutMs = (policy: Policy): number => 2 * policy.networkPartitionTimeoutMs;
+/** A standby that seems to receive holds back a failover: it gives a silent primary up when that has stopped itself. */
+export const receiverTimeoutMs = (policy: Policy): number =>
+  policy.networkPartitionTimeoutMs + policy.fenceStopTimeoutMs;
 
 type Settings = {
   /** The names to hold in the file; undefined: leave what was written last. */

@@ -17,6 +17,7 @@ import {
   localDb,
   log,
   look,
+  receiverTimeoutMs,
   save,
   upstreamOf,
 } from "./node.ts";
@@ -36,6 +37,8 @@ const SUSPECT_FOR_MS = 300;
 /** A standby that has just been started is looked at this often, until it streams; a new set, until it's in force. */
 const EAGER_MS = 50;
 const EAGER_FOR_MS = 5000;
+/** A walreceiver asks a silent primary for a sign of life at half of its timeout; one that got none is about to end. */
+const UNANSWERED = 0.6;
 
 export type Observer = {
   readonly postgres: (nowMs: number) => "up" | "down" | "hung";
@@ -201,7 +204,9 @@ export function makeObserver(
     const isEager = nowMs < eagerUntilMs && isComing;
     // a reply counts from the look before
     if (fence.isCutOff(nowMs)) return policy().heartbeatMs / 4;
-    return isEager ? EAGER_MS : policy().heartbeatMs;
+    const { silentMs = 0 } = node.observation?.receiver ?? {};
+    const isEnding = silentMs >= UNANSWERED * receiverTimeoutMs(policy());
+    return isEager || isEnding ? EAGER_MS : policy().heartbeatMs;
   }
 
   function noticeEnd(nowMs: number): void {

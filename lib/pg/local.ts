@@ -29,6 +29,8 @@ export type Observation = {
   readonly receiver:
     | {
         readonly status: string;
+        /** since its last message, by the server's wall clock; since its start, where none has come */
+        readonly silentMs: number;
         readonly host: string;
         readonly port: number;
         readonly timeline: number;
@@ -98,6 +100,14 @@ const TIMELINE_OF_SEGMENTS = `
     AND (file LIKE '00000001%'
       OR (pg_stat_file('pg_wal/' || substr(file, 1, 8) || '.history', true)).size IS NOT NULL)`;
 
+/**
+ * A walreceiver shows as "streaming" before it has asked for any WAL, and ends a moment later if that is refused
+ * (its slot is held by a walsender that hangs, say). Both times are its start until the first message has come; an
+ * idle primary sends none for a while, so that one that has lasted counts without.
+ */
+const ONLY_BEGUN = `receiver.last_msg_send_time = receiver.last_msg_receipt_time
+        AND receiver.last_msg_receipt_time > clock_timestamp() - interval '250 ms'`;
+
 /*
  * pg_is_in_recovery() is asked once: a promotion between two answers would have the functions of one
  * role called in the other, which is an error. `OFFSET 0` keeps the planner from copying the call.
@@ -118,7 +128,9 @@ const OBSERVE = `
       THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text
     END AS replay_lsn,
     CASE WHEN receiver.pid IS NOT NULL THEN json_build_object(
-      'status', coalesce(receiver.status, ''), 'host', coalesce(receiver.sender_host, ''),
+      'status', CASE WHEN ${ONLY_BEGUN} THEN 'starting' ELSE coalesce(receiver.status, '') END,
+      'silentMs', extract(epoch FROM clock_timestamp() - receiver.last_msg_receipt_time) * 1000,
+      'host', coalesce(receiver.sender_host, ''),
       'port', coalesce(receiver.sender_port, 0), 'timeline', coalesce(receiver.received_tli, 0))::text
     END AS receiver,
     current_setting('synchronous_standby_names') AS sync_names,

@@ -88,7 +88,7 @@ story(here, "two formations and two groups keep to themselves", async (world) =>
   const names = await keeper.query(
     "select pgautofailover.synchronous_standby_names('default', 0) as a, pgautofailover.synchronous_standby_names('other', 0) as b",
   );
-  expect(names).toEqual([{ a: "FIRST 1 (pgautofailover_standby_2)", b: "" }]);
+  expect(names).toEqual([{ a: "ANY 1 (pgautofailover_standby_2)", b: "" }]);
   expect(
     await keeper.query("select nodename from pgautofailover.current_state('other')"),
   ).toHaveLength(2);

@@ -74,7 +74,10 @@ story(
     const standby = await observe(dbB);
     expect(standby).toMatchObject({
       ...{ inRecovery: true, timeline: 1, standbys: [], systemIdentifier: alone.systemIdentifier },
-      receiver: { status: "streaming", host: "127.0.0.1", port: a.port, timeline: 1 },
+      receiver: {
+        ...{ status: "streaming", silentMs: expect.any(Number) },
+        ...{ host: "127.0.0.1", port: a.port, timeline: 1 },
+      },
     });
     expect(standby.lsn).toBeGreaterThanOrEqual(end);
     const primary = await waitFor("the standby's answer", 5000, async () => {

@@ -264,7 +264,7 @@ test("standby-names: as they should be, as assigned, and as in force", async () 
   );
   await group.own.query(`update pgautofailover."group" set syncinforce = null`);
   const text = await says("standby-names");
-  expect(text).toContain("desired | 'FIRST 1 (pgautofailover_standby_2)'");
+  expect(text).toContain("desired | 'ANY 1 (pgautofailover_standby_2)'");
   expect(text).toContain(`assigned | '${both}'`);
   expect(text).toContain("in force | not known");
 }, 20_000);

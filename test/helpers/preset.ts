@@ -24,6 +24,6 @@ export async function usePreset(
   await cluster.waitFor("the standbys to notice a silent primary in time", 5000, async () => {
     const text = "select setting from pg_settings where name = 'wal_receiver_timeout'";
     const answers = await Promise.all(standbys.map((node) => node.ask(text)));
-    return answers.every(([row]) => Number(row?.["setting"]) === 2 * networkPartitionTimeoutMs);
+    return answers.every(([row]) => Number(row?.["setting"]) === fencedMs);
   });
 }

@@ -83,7 +83,7 @@ step("create secondary: base backup, then primary and secondary in sync", 40_000
     {
       application_name: "pgautofailover_standby_2",
       state: "streaming",
-      sync_state: "sync",
+      sync_state: "quorum",
     },
   ]);
   const slots = await primary.ask("select slot_name, active from pg_replication_slots");

@@ -1013,8 +1013,7 @@ $$;
 
 create function pgautofailover.synchronous_standby_names(formation_id text default 'default', group_id int default 0)
 returns text language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select case when g.syncnumber = 0 then '' else format('%s %s (%s)',
-        case when g.syncnumber = cardinality(g.syncmembers) then 'FIRST' else 'ANY' end, g.syncnumber,
+    select case when g.syncnumber = 0 then '' else format('ANY %s (%s)', g.syncnumber,
         (select string_agg('pgautofailover_standby_' || m, ', ') from unnest(g.syncmembers) m)) end
     from pgautofailover."group" g where g.formationid = formation_id and g.groupid = group_id;
 $$;

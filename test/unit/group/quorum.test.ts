@@ -16,9 +16,9 @@ import { BOTH, type Extra, group, NOBODY, SYNC, setOf } from "./words.ts";
 test("synchronous_standby_names", () => {
   expect(synchronousStandbyNames(setOf([], 0))).toBe("");
   expect(synchronousStandbyNames(setOf([2], 0))).toBe("");
-  expect(synchronousStandbyNames(setOf([2], 1))).toBe("FIRST 1 (pgautofailover_standby_2)");
+  expect(synchronousStandbyNames(setOf([2], 1))).toBe("ANY 1 (pgautofailover_standby_2)");
   expect(synchronousStandbyNames(setOf([2, 30], 2))).toBe(
-    "FIRST 2 (pgautofailover_standby_2, pgautofailover_standby_30)",
+    "ANY 2 (pgautofailover_standby_2, pgautofailover_standby_30)",
   );
   expect(synchronousStandbyNames(setOf([2, 30], 1))).toBe(
     "ANY 1 (pgautofailover_standby_2, pgautofailover_standby_30)",
