@@ -1,11 +1,19 @@
 /**
- * peers: the race. Outages of ours and of its peers under the same faults, one run each in turn.
+ * peers: the race. Outages of ours and of its peers under the same faults, in turns.
  *
  * Every system has the same: a switch and three hosts (network namespaces; repmgr needs no third),
  * PostgreSQL 15 as initdb configures it (fsync on), one synchronous standby, and a writer that tries
- * each node every 10 ms. Systems of one setting are up together and idle while another has its turn;
- * each run begins with a pair that its system calls healthy. One that isn't back within 120 s is
- * recorded so, removed, and set up anew. Each run is a line of a file, and none is left out.
+ * each node every 10 ms. Each turn begins with a pair that its system calls healthy. A system that
+ * isn't back within 120 s is recorded so, removed, and set up anew. Each turn is a line of a file, and
+ * none is left out.
+ *
+ * A round is a run of one setting; all systems are up in it. After the idling (first 3 runs only) they
+ * go at once through the losses of hosts, each at its own pace: what is measured there are timers of
+ * seconds. When all are through, they strike one by one, in each run another one first: a turn has the
+ * machine alone from its strike until it's over, or for 8 s, after which it only waits, too. Others are
+ * idle or wait meanwhile (one that waits costs 0.3 of a core with its writers: repmgr without its
+ * standby), and none is set up or removed, which stops the writers. The next round is set up when each
+ * turn is over or 40 s old; only repmgr's at its standby gets older, and goes on meanwhile.
  *
  *   bun test/bench/peers.ts [--runs 10] [--cases kill,host,…] [--systems ours,…] [--settings defaults,tuned]
  *                           [--idle-seconds 60] [--out FILE | --resume FILE]
@@ -26,10 +34,14 @@ import { pgAutoFailover } from "./peers/pg_auto_failover.ts";
 import { cgroupRoot } from "./peers/rack.ts";
 import { repmgr } from "./peers/repmgr.ts";
 import {
+  ALONE_MS,
   estimateSeconds,
+  type FaultTurn,
   type Line,
+  MEASURED_MS,
   type Options,
   type Row,
+  roundsOf,
   SYSTEMS,
   type SystemName,
   type Turn,
@@ -220,10 +232,12 @@ async function withoutServices(work: () => Promise<void>): Promise<void> {
 /** A system that is up. */
 type Contestant = { readonly site: Site; readonly system: System };
 
-/** The systems of one setting: each is set up when it's needed, and stays up as long as it's sound. */
-class Field implements AsyncDisposable {
+/** The systems of one round: each is set up when it's needed, and stays up as long as it's sound. */
+class Field {
   readonly #setting: Setting;
   readonly #up = new Map<SystemName, Contestant>();
+  readonly #unsound = new Set<SystemName>();
+  readonly #atPlay = new Map<SystemName, Promise<void>>();
 
   constructor(setting: Setting) {
     this.#setting = setting;
@@ -236,6 +250,7 @@ class Field implements AsyncDisposable {
 
   /** @throws {Error} it could not be set up */
   async get(name: SystemName): Promise<Contestant> {
+    if (this.#unsound.delete(name)) await this.#drop(name);
     const known = this.#up.get(name);
     if (known) return known;
     const site = new Site(name, BIN);
@@ -247,21 +262,44 @@ class Field implements AsyncDisposable {
       this.#up.set(name, contestant);
       return contestant;
     } catch (error) {
-      say(`${name} could not be set up\n${site.story()}`);
+      say(`${name} could not be set up: ${error}\n${site.story()}`);
       await remove({ site, system });
       throw error;
     }
   }
 
-  /** Removes one that isn't sound. */
-  async drop(name: SystemName): Promise<void> {
+  /** Its next turn begins with a new one: to remove it now would disturb whoever has a turn. */
+  condemn(name: SystemName): void {
+    this.#unsound.add(name);
+  }
+
+  /** The system has a turn until this promise is kept. */
+  play(name: SystemName, turn: Promise<void>): Promise<void> {
+    const over = turn.finally(() => this.#atPlay.delete(name));
+    this.#atPlay.set(name, over);
+    return over;
+  }
+
+  /** Waits until the system may have a turn: its removal, where it needs one, stops all writers for a while. */
+  async rest(name: SystemName): Promise<void> {
+    await this.#atPlay.get(name);
+    if (this.#unsound.has(name)) await Promise.all(this.#atPlay.values());
+  }
+
+  async closeWhatRests(): Promise<void> {
+    const names = [...this.#up.keys()].filter((name) => !this.#atPlay.has(name));
+    for (const name of names) await this.#drop(name);
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.#atPlay.values());
+    await this.closeWhatRests();
+  }
+
+  async #drop(name: SystemName): Promise<void> {
     const known = this.#up.get(name);
     this.#up.delete(name);
     if (known) await remove(known);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const name of [...this.#up.keys()]) await this.drop(name);
   }
 }
 
@@ -276,19 +314,42 @@ async function race(
   idleSeconds: number,
   keep: (line: Line) => void,
 ): Promise<void> {
-  const fields = Map.groupBy(turns, ({ run, setting }) => `run ${run}, ${setting}`);
-  for (const [title, all] of fields) {
-    const [first] = all;
-    if (!first) continue;
-    say(title);
-    await using field = new Field(first.setting);
+  let last: Field | undefined;
+  for (const round of roundsOf(turns)) {
+    const all = [...round.idle, ...round.atOnce.flat(), ...round.oneByOne];
+    say(`run ${all[0]?.run}, ${round.setting}`);
+    const field = new Field(round.setting);
     await field.open([...new Set(all.map(({ system }) => system))]);
-    const idlers = all.filter(({ row }) => row === "idle");
-    if (idlers.length > 0) await idle(field, idlers, idleSeconds, keep);
-    for (const turn of all) {
-      if (turn.row !== "idle") await runTurn(field, { ...turn, row: turn.row }, keep);
-    }
+    if (round.idle.length > 0) await idle(field, round.idle, idleSeconds, keep);
+    await Promise.all(
+      round.atOnce.map(async (lane) => {
+        for (const turn of lane) await runTurn(field, turn, keep);
+      }),
+    );
+    await last?.close();
+    await strikeOneByOne(field, round.oneByOne, keep);
+    await field.closeWhatRests();
+    last = field;
   }
+  await last?.close();
+}
+
+/** Comes back when those which aren't over may be left to themselves. */
+async function strikeOneByOne(
+  field: Field,
+  turns: readonly FaultTurn[],
+  keep: (line: Line) => void,
+): Promise<void> {
+  const measured: Promise<void>[] = [];
+  for (const turn of turns) {
+    await field.rest(turn.system);
+    const strike = Promise.withResolvers<void>();
+    const over = field.play(turn.system, runTurn(field, turn, keep, strike.resolve));
+    const overOr = (ms: number) => Promise.race([over, strike.promise.then(() => Bun.sleep(ms))]);
+    measured.push(overOr(MEASURED_MS));
+    await overOr(ALONE_MS);
+  }
+  await Promise.all(measured);
 }
 
 async function idle(
@@ -319,13 +380,14 @@ async function idle(
 
 async function runTurn(
   field: Field,
-  turn: Turn & { row: CaseName },
+  turn: FaultTurn,
   keep: (line: Line) => void,
+  onStrike = () => {},
 ): Promise<void> {
   const startMs = nowMs();
   try {
     const { site, system } = await field.get(turn.system);
-    const measured = await measure(site, system, turn.row);
+    const measured = await measure(site, system, turn.row, onStrike);
     keep({ kind: "run", at: now(), ...turn, ...measured, tookMs: nowMs() - startMs });
     const { outageMs, redundantMs, lost } = measured;
     const text = (ms: number | null) => (ms === null ? "none" : `${(ms / 1000).toFixed(2)} s`);
@@ -334,13 +396,13 @@ async function runTurn(
     );
     if (measured.trouble.length > 0) say(measured.trouble.join("\n"));
     if (outageMs === null || redundantMs === null) {
-      say(`${turn.system} is set up anew\n${site.story()}`);
-      await field.drop(turn.system);
+      say(`${turn.system} isn't back\n${site.story()}`);
+      field.condemn(turn.system);
     }
   } catch (error) {
     keep({ kind: "failed", at: now(), ...turn, why: String(error), tookMs: nowMs() - startMs });
     say(`${turn.row} ${turn.system} failed: ${error}`);
-    await field.drop(turn.system);
+    field.condemn(turn.system);
   }
 }
 

@@ -1,9 +1,12 @@
 /** The race's order and its tables; the race itself is `npm run bench:peers`. */
 import { expect, test } from "bun:test";
 import {
+  estimateSeconds,
   type Line,
   medianOf,
   type Options,
+  roundsOf,
+  type Turn,
   tablesOf,
   turnsLeft,
   turnsOf,
@@ -19,18 +22,24 @@ const OPTIONS: Options = {
 
 function run(number: number, system: "ours" | "patroni", outageMs: number | null): Line {
   const where = { run: number, setting: "defaults", system, tookMs: 1 } as const;
-  const measured = { outageMs, redundantMs: 2000, byHand: false, acknowledged: 9, unknown: 0 };
+  const measured = {
+    ...{ struckAt: "", outageMs, outageOverMs: outageMs },
+    redundantMs: 2000,
+    byHand: false,
+    acknowledged: 9,
+    unknown: 0,
+  };
   return { kind: "run", at: "", row: "kill", ...where, ...measured, lost: 3, trouble: [] };
 }
 
-test("turnsOf: another system begins each round, and all have the same number of turns", () => {
+test("turnsOf: of each row another system begins in each run, and all have the same number of turns", () => {
   const turns = turnsOf(OPTIONS);
   const rounds = [0, 3, 6, 9].map((at) => turns.slice(at, at + 3));
   expect(rounds.map((round) => round.map(({ system }) => system))).toEqual([
     ["ours", "patroni", "repmgr"],
     ["patroni", "repmgr", "ours"],
+    ["patroni", "repmgr", "ours"],
     ["repmgr", "ours", "patroni"],
-    ["ours", "patroni", "repmgr"],
   ]);
   expect(rounds.map(([first]) => `${first?.run} ${first?.row}`)).toEqual([
     "1 kill",
@@ -47,6 +56,39 @@ test("turnsLeft: a race that was interrupted goes on where it stopped, failures 
   };
   const left = turnsLeft(OPTIONS, [run(1, "ours", 100), run(1, "patroni", 100), failed]);
   expect(left).toEqual(turnsOf(OPTIONS).slice(3));
+});
+
+test("turnsOf: idling is measured in the first three runs", () => {
+  const turns = turnsOf({ ...OPTIONS, runs: 5, rows: ["idle", "kill"], systems: ["ours"] });
+  const runsWith = (wanted: string) =>
+    turns.filter(({ row }) => row === wanted).map(({ run }) => run);
+  expect([runsWith("idle"), runsWith("kill")]).toEqual([
+    [1, 2, 3],
+    [1, 2, 3, 4, 5],
+  ]);
+});
+
+test("roundsOf: losses of hosts go on at once, the other faults strike in their order", () => {
+  const [round] = roundsOf(turnsOf({ ...OPTIONS, rows: ["kill", "host", "frozen", "standby"] }));
+  const name = ({ system, row }: Turn) => `${system} ${row}`;
+  expect(round?.atOnce.map((lane) => lane.map(name))).toEqual([
+    ["patroni host", "patroni frozen"],
+    ["repmgr host", "repmgr frozen"],
+    ["ours host", "ours frozen"],
+  ]);
+  expect(round?.oneByOne.map(name)).toEqual([
+    ...["ours kill", "patroni kill", "repmgr kill"],
+    ...["ours standby", "patroni standby", "repmgr standby"],
+  ]);
+});
+
+test("estimateSeconds: turns at once take as long as the longest, and none waits for one that is long in coming back", () => {
+  const secondsOf = (options: Partial<Options>) =>
+    estimateSeconds(turnsOf({ ...OPTIONS, runs: 1, ...options }), 60);
+  const alone = secondsOf({ rows: ["host"], systems: ["repmgr"] });
+  expect(secondsOf({ rows: ["host"] })).toBe(alone);
+  const standby = secondsOf({ rows: ["standby"], systems: ["repmgr"] });
+  expect(secondsOf({ rows: ["standby"], systems: ["repmgr", "ours"] })).toBe(standby);
 });
 
 test("medianOf: what never ended counts as longer than all others", () => {

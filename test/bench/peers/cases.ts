@@ -113,10 +113,17 @@ export const CASES = {
 
 export type CaseName = keyof typeof CASES;
 
+/** A host that doesn't answer is given up by timers of seconds; in the other cases somebody notices at once. */
+export const takesHost = (name: CaseName): boolean => "heal" in CASES[name];
+
 /** What a run showed; times in ms, `null` where it didn't come to an end in time. */
 export type Measured = {
+  /** When the fault was done. */
+  readonly struckAt: string;
   /** Longest time without an acknowledged write, from the fault on. */
   readonly outageMs: number | null;
+  /** When that time was over, since the fault. */
+  readonly outageOverMs: number | null;
   /** Until a standby streams again, since the fault, or since the host is back. */
   readonly redundantMs: number | null;
   /** Whether an operator had to bring the old primary back. */
@@ -201,8 +208,17 @@ const WHAT_A_NODE_DOES = `
                                            else pg_current_wal_flush_lsn() end, flush_lsn) < ${CLOSE_BYTES}
                 limit 1) s on true`;
 
-/** Strikes a healthy pair, and waits until it's whole again or patience ends. */
-export async function measure(site: Site, system: System, name: CaseName): Promise<Measured> {
+/**
+ * Strikes a healthy pair, and waits until it's whole again or patience ends.
+ *
+ * @param onStrike called right before the fault
+ */
+export async function measure(
+  site: Site,
+  system: System,
+  name: CaseName,
+  onStrike: () => void,
+): Promise<Measured> {
   const fault: Fault = CASES[name];
   const { primary, standby } = await wholePair(system, PATIENCE_MS);
   const scene: Scene = { site, system, primary, standby };
@@ -214,6 +230,7 @@ export async function measure(site: Site, system: System, name: CaseName): Promi
   const note = (what: string) => (error: unknown) => {
     trouble.push(`${what}: ${error instanceof Error ? error.message : error}`);
   };
+  onStrike();
   const startMs = nowMs();
   const faultMs = (await fault.strike(scene).catch(note("the fault"))) ?? startMs;
   const tookOver = () => writer.firstElsewhere(primary, faultMs);
@@ -246,10 +263,14 @@ export async function measure(site: Site, system: System, name: CaseName): Promi
     () => true,
     () => false,
   );
-  const outageMs = writer.longestGapMs(faultMs, nowMs());
+  const { fromMs, toMs } = writer.longestGap(faultMs, nowMs());
+  const isOver = writesAgain && toMs - fromMs < PATIENCE_MS;
+  const struckAt = new Date(Date.now() - (nowMs() - faultMs)).toISOString();
   await writer.stop();
   return {
-    outageMs: writesAgain && outageMs < PATIENCE_MS ? outageMs : null,
+    struckAt,
+    outageMs: isOver ? toMs - fromMs : null,
+    outageOverMs: isOver ? toMs - faultMs : null,
     redundantMs,
     byHand,
     acknowledged: writer.acknowledged,

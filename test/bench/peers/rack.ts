@@ -49,9 +49,10 @@ export class Rack extends Network {
     writeFileSync(join(this.#cgroup(label), "cgroup.freeze"), "0");
   }
 
-  /** `kill -9` of all that runs on the host, at once. */
+  /** `kill -9` of all that runs on the host, at once; a host that a failed set-up has removed has nothing. */
   kill(label: string): void {
-    writeFileSync(join(this.#cgroup(label), "cgroup.kill"), "1");
+    const cgroup = this.#cgroup(label);
+    if (existsSync(cgroup)) writeFileSync(join(cgroup, "cgroup.kill"), "1");
   }
 
   /** Kills whatever still runs on the hosts, and removes them. */

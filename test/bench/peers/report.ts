@@ -1,6 +1,6 @@
 /** The lines that a race leaves, and the tables made of them. Values in, text out. */
 import { renderTable } from "../../../lib/sys/table.ts";
-import { CASES, type CaseName, type Measured, PATIENCE_MS } from "./cases.ts";
+import { CASES, type CaseName, type Measured, PATIENCE_MS, takesHost } from "./cases.ts";
 import type { IdleCost } from "./idle.ts";
 import type { Setting } from "./system.ts";
 
@@ -51,21 +51,58 @@ export type Turn = {
   readonly system: SystemName;
 };
 
-/** All turns in their order: in each round, another system begins. */
+/** What idling costs hardly differs from run to run: so many runs measure it. */
+const IDLE_RUNS = 3;
+
+/** All turns in their order: of each row, another system begins in each run. */
 export function turnsOf({ runs, rows, systems, settings }: Options): Turn[] {
   const turns: Turn[] = [];
-  let rounds = 0;
   for (let run = 1; run <= runs; run += 1) {
-    for (const setting of settings) {
-      for (const row of rows) {
-        const first = rounds % systems.length;
-        rounds += 1;
+    for (const [at, setting] of settings.entries()) {
+      for (const [place, row] of rows.entries()) {
+        if (row === "idle" && run > IDLE_RUNS) continue;
+        const first = (run - 1 + at + place) % systems.length;
         const order = [...systems.slice(first), ...systems.slice(0, first)];
         turns.push(...order.map((system) => ({ run, setting, row, system })));
       }
     }
   }
   return turns;
+}
+
+/** A turn at a fault. */
+export type FaultTurn = Turn & { readonly row: CaseName };
+
+/** The turns of one run and setting. */
+export type Round = {
+  readonly setting: Setting;
+  readonly idle: readonly Turn[];
+  /** Those that take a host: each system's in order, all systems at once. */
+  readonly atOnce: readonly (readonly FaultTurn[])[];
+  /** The others, which strike one by one. */
+  readonly oneByOne: readonly FaultTurn[];
+};
+
+/** From its strike on a turn has the machine alone until it's over, or for so long at most. */
+export const ALONE_MS = 8000;
+/**
+ * Setting up and removing systems stops all writers for moments, which would look like outages: neither is
+ * done before each turn is over, or so long after its strike that a moment more changes nothing.
+ */
+export const MEASURED_MS = 40_000;
+
+export function roundsOf(turns: readonly Turn[]): Round[] {
+  const groups = Map.groupBy(turns, ({ run, setting }) => `${run} ${setting}`);
+  return [...groups.values()].map((all) => {
+    const faults = all.filter((turn): turn is FaultTurn => turn.row !== "idle");
+    const slow = faults.filter(({ row }) => takesHost(row));
+    return {
+      setting: all[0]?.setting ?? "defaults",
+      idle: all.filter(({ row }) => row === "idle"),
+      atOnce: [...Map.groupBy(slow, ({ system }) => system).values()],
+      oneByOne: faults.filter(({ row }) => !takesHost(row)),
+    };
+  });
 }
 
 const isDone = (lines: readonly Line[], turn: Turn): boolean =>
@@ -254,13 +291,25 @@ const TURN_SECONDS: Readonly<
 /** Of all systems at once, in each round of a setting. */
 const SET_UP_SECONDS = 25;
 
+/** As `race` goes: a round's last turns may go on while the next is at its turns of all at once. */
 export function estimateSeconds(turns: readonly Turn[], idleSeconds: number): number {
-  const once = new Map<string, number>();
-  let total = 0;
-  for (const { run, setting, row, system } of turns) {
-    total += TURN_SECONDS[setting][system][row];
-    once.set(`${run} ${setting}`, SET_UP_SECONDS);
-    if (row === "idle") once.set(`${run} ${setting} idle`, idleSeconds);
+  const lengthOf = ({ setting, system, row }: Turn) => TURN_SECONDS[setting][system][row];
+  let at = 0;
+  let lastOver = 0;
+  for (const { idle, atOnce, oneByOne } of roundsOf(turns)) {
+    at += SET_UP_SECONDS + (idle.length > 0 ? idleSeconds : 0);
+    const lanes = atOnce.map((lane) => lane.reduce((sum, turn) => sum + lengthOf(turn), 0));
+    at = Math.max(at + Math.max(0, ...lanes), lastOver);
+    const over = new Map<SystemName, number>();
+    let measured = at;
+    for (const turn of oneByOne) {
+      at = Math.max(at, over.get(turn.system) ?? 0);
+      over.set(turn.system, at + lengthOf(turn));
+      measured = Math.max(measured, at + Math.min(lengthOf(turn), MEASURED_MS / 1000));
+      at += Math.min(lengthOf(turn), ALONE_MS / 1000);
+    }
+    at = Math.max(at, measured);
+    lastOver = Math.max(at, ...over.values());
   }
-  return total + [...once.values()].reduce((sum, each) => sum + each, 0);
+  return Math.max(at, lastOver);
 }

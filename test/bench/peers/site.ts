@@ -29,27 +29,26 @@ import type { RaceNode } from "./system.ts";
 const COMMAND_MS = 60_000;
 const SOCKETS = "/var/run/postgresql";
 
+let sites = 0;
+
 export class Site implements Disposable {
   readonly rack = new Rack();
   readonly base: string;
   readonly owner: Owner = serverOwner();
-  readonly #label: string;
+  /** Is in the name of each directory that is made for this site; the pid tells whose it is. */
+  readonly label: string;
   /** Of PostgreSQL's programs. */
   readonly bin: string;
   readonly #removeOnExit = () => this[Symbol.dispose]();
 
-  constructor(label: string, bin: string) {
+  constructor(system: string, bin: string) {
     this.bin = bin;
-    this.#label = label;
+    sites += 1;
+    this.label = `peers${process.pid}-${sites}-${system}`;
     this.base = mkdtempSync(join(tmpdir(), `pgaf-${this.label}-`));
     chmodSync(this.base, 0o755);
     giveTo(this.owner, this.base);
     process.once("exit", this.#removeOnExit);
-  }
-
-  /** Is in the name of each directory that is made for this site; the pid tells whose it is. */
-  get label(): string {
-    return `peers${process.pid}-${this.#label}`;
   }
 
   address(host: string): string {

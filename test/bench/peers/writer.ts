@@ -2,7 +2,7 @@
  * The race's writers: the drill's workload, one for each node, so that a node that doesn't answer
  * hides nothing of the others. Each node's writer has a table of its own; all are replicated.
  */
-import { compare, longestGap, timesOf } from "../../../lib/drill/outage.ts";
+import { type Attempt, compare, type Gap, longestGap, timesOf } from "../../../lib/drill/outage.ts";
 import { readRuns, startWorkload, type Workload } from "../../../lib/drill/workload.ts";
 import type { Target } from "../../../lib/sys/sql.ts";
 import { type Address, ask, type Login } from "../../helpers/sql.ts";
@@ -69,22 +69,21 @@ export class RaceWriter implements AsyncDisposable {
 
   /** When the first row since `sinceMs` was acknowledged by another node than this. */
   firstElsewhere(node: RaceNode, sinceMs: number): number | undefined {
-    return this.#timesOf((each) => each !== node).find((atMs) => atMs >= sinceMs);
+    const found = this.#lanes
+      .filter((lane) => lane.node !== node)
+      .flatMap(({ workload }) => {
+        const isIt = ({ outcome, atMs }: Attempt) => outcome === "ok" && atMs >= sinceMs;
+        return workload.attempts.find(isIt)?.atMs ?? [];
+      });
+    return found.length > 0 ? Math.min(...found) : undefined;
   }
 
   /** Longest time without an acknowledgement, from a fault until a later time. */
-  longestGapMs(faultMs: number, untilMs: number): number {
-    const { fromMs, toMs } = longestGap(
-      this.#timesOf(() => true),
-      faultMs,
-      untilMs,
-    );
-    return toMs - Math.max(fromMs, faultMs);
-  }
-
-  #timesOf(isWanted: (node: RaceNode) => boolean): number[] {
-    const lanes = this.#lanes.filter(({ node }) => isWanted(node));
-    return lanes.flatMap(({ workload }) => timesOf(workload.attempts)).toSorted((a, b) => a - b);
+  longestGap(faultMs: number, untilMs: number): Gap {
+    const times = this.#lanes.flatMap(({ workload }) => timesOf(workload.attempts));
+    times.sort((a, b) => a - b);
+    const { fromMs, toMs } = longestGap(times, faultMs, untilMs);
+    return { fromMs: Math.max(fromMs, faultMs), toMs };
   }
 
   async stop(): Promise<void> {
