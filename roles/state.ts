@@ -20,6 +20,15 @@ import { renderTable } from "../lib/sys/table.ts";
 const askArgs = { ...commonArgs, ...whereArgs };
 const json = (value: unknown): void => answer(JSON.stringify(value, undefined, 2));
 
+/** Finding nothing is an answer where there is such a formation. @throws {AppError} there isn't */
+async function foundIn(
+  monitor: MonitorClient,
+  formation: string,
+  rows: readonly unknown[],
+): Promise<void> {
+  if (rows.length === 0) await monitor.formationSettings(formation);
+}
+
 const show = defineCommand({
   meta: {
     name: "show",
@@ -30,6 +39,7 @@ const show = defineCommand({
     const at = locateMonitor(args);
     await using monitor = openMonitor(at.monitor);
     const rows = await monitor.state(at.formation);
+    await foundIn(monitor, at.formation, rows);
     if (args.json) return json(rows);
     answer(
       renderTable(
@@ -78,6 +88,7 @@ const events = defineCommand({
     const rows = sinceMs
       ? (await monitor.eventsAfter(at.formation, 0, sinceMs)).slice(-last)
       : await monitor.events(at.formation, last);
+    await foundIn(monitor, at.formation, rows);
     if (args.follow) return await follow(monitor, at.formation, rows, before, args.json);
     if (args.json) return json(rows);
     answer(renderTable(tables.EVENT_HEADER, rows.map(tables.eventCells), ["Comment"]));
@@ -112,6 +123,7 @@ const failovers = defineCommand({
     const count = parseCount("count", args.count, 1000, 1);
     await using monitor = openMonitor(at.monitor);
     const found = await readFailovers(monitor, at.formation, count);
+    await foundIn(monitor, at.formation, found);
     if (args.json) return json(found.map(failoverJson));
     answer(renderTable(tables.FAILOVER_HEADER, found.map(tables.failoverCells), ["Note"]));
   },

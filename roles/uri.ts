@@ -29,9 +29,9 @@ const uri = defineCommand({
   async run({ args }) {
     const at = locateMonitor(args);
     await using monitor = openMonitor(at.monitor);
-    const database = await monitor.databaseOf(at.formation);
+    const { dbname } = await monitor.formationSettings(at.formation);
     const nodes = (await monitor.state(at.formation)).filter((node) => node.group_id === at.group);
-    if (database === undefined || nodes.length === 0) {
+    if (nodes.length === 0) {
       throw new AppError("state", "the formation has no nodes", {
         detail: { formation: at.formation, group: at.group },
         hint: "Give another --formation or --group, or create nodes with roles/keeper.ts create.",
@@ -41,7 +41,7 @@ const uri = defineCommand({
       formationUri(
         {
           hosts: nodes.map(({ nodehost, nodeport }) => ({ host: nodehost, port: nodeport })),
-          database,
+          database: String(dbname),
           user: args.username,
           parameters: {
             target_session_attrs: "read-write",

@@ -46,6 +46,7 @@ import { logger } from "../sys/log.ts";
 import { waitUntil } from "../sys/retry.ts";
 import { type Db, openDb, parseUri, sslOf, type Target, type TlsParams } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
+import { foreignIn, ownDataIsThere } from "./own_data.ts";
 import { passfileOf, REPLICATOR } from "./passfile.ts";
 import { lostSlots, slotSettings, slotWarnings } from "./slots.ts";
 import { saveState } from "./state_file.ts";
@@ -292,6 +293,16 @@ export function writeFollowing(node: Node, upstream: Peer | undefined): boolean 
   });
 }
 
+/** A standby that has lost its data gives it up: it's copied anew as soon as the monitor lets it catch up. */
+export function giveUpLostData(node: Node): void {
+  const { pgdata } = node.config;
+  if (ownDataIsThere(pgdata, node.state)) return;
+  log.warn(
+    `The data directory is empty: this standby is copied anew. If "${pgdata}" is only not mounted, stop this keeper first`,
+  );
+  save(node, { data: "copying" });
+}
+
 /**
  * Starts PostgreSQL in the role that the durable state gives it. A server that has been a standby
  * never opens read-write without a new timeline: a promotion that has not left its timeline behind
@@ -306,6 +317,12 @@ export async function startNode(
   closeLocalDb(node);
   node.observation = undefined;
   node.shutdown = undefined;
+  giveUpLostData(node);
+  if (node.state.data !== "ready") {
+    throw new AppError("state", "the data directory is not complete", {
+      hint: "The node is copied from its primary as soon as there is one.",
+    });
+  }
   let asStandby = role === "standby";
   const upstream = peers(node).find(({ nodeId }) => nodeId === node.state.following);
   if (node.state.promotedFrom !== null) {
@@ -344,10 +361,12 @@ export async function startNode(
   await look(node);
 }
 
-/** Adopts the server that is there, whoever started it. @returns whether there is one */
+/** Adopts the server that is there, whoever started it, on this node's data. @returns whether there is one */
 export function adoptNode(node: Node): boolean {
   if (node.server?.alive()) return true;
   closeLocalDb(node);
+  node.server = undefined;
+  if (foreignIn(node.config.pgdata, node.state) !== undefined) return false;
   node.server = adoptServer(node.config.pgdata);
   if (node.server === undefined) return false;
   // what a dead server had in force still says who may take over; a living stranger's isn't known

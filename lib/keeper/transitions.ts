@@ -34,6 +34,7 @@ import {
   dropOwnSlots,
   enforceSync,
   fenceStop,
+  giveUpLostData,
   localDb,
   localTargetOf,
   log,
@@ -324,6 +325,7 @@ const resume: Transit = async (node, signal) => {
 const rejoin: Transit = async (node, signal) => {
   const upstream = requireUpstream(node);
   if (PROMISED.includes(node.state.state)) save(node, { state: "catchingup" });
+  giveUpLostData(node);
   if (node.state.data === "ready") {
     if (!adoptNode(node)) await startNode(node, "standby", signal);
     if (node.state.following === upstream.nodeId && node.state.state === "secondary") {
@@ -504,6 +506,7 @@ async function startAsStandby(node: Node, upstream: Peer, signal: AbortSignal): 
 }
 
 const rewindOrClone: Transit = async (node, signal) => {
+  giveUpLostData(node);
   const upstream = requireUpstream(node);
   const source = await sourceReady(node, upstream, signal);
   requireSameSystem(node, source);

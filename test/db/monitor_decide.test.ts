@@ -7,12 +7,14 @@ import {
   recordHealth,
   refreshed,
 } from "../../lib/monitor/store.ts";
+import type { Db } from "../../lib/sys/sql.ts";
 import {
   healthyGroup,
   identityOf,
   KEY,
   monitorOf,
   PRIMARY,
+  refusal,
   register,
   report,
   SECONDARY,
@@ -43,6 +45,40 @@ story(here, "two deciders race: each decision is written once, with its event", 
   expect(await groups(keeper)).toEqual([KEY]);
   await monitor.close();
 });
+
+story(
+  here,
+  "twenty reports, deciders and operators at once, of a primary that is down: one promotion",
+  async (world) => {
+    const { monitor, own } = await healthyGroup(world, 2);
+    const sessions = Array.from({ length: 6 }, () => monitor.open("autoctl_node"));
+    const deciders = Array.from({ length: 3 }, () => monitor.open());
+    const session = (index: number): Db => sessions[index % sessions.length] ?? own;
+    const reports = Array.from({ length: 20 }, (_, index) => {
+      const nodeId = 1 + (index % 2);
+      const said = nodeId === 1 ? { ...PRIMARY, pgIsRunning: false } : SECONDARY;
+      const number = { identity: identityOf(nodeId), reportNo: BigInt(100 + index) };
+      return refusal(report(session(index), nodeId, { pgIsRunning: true, ...said, ...number }));
+    });
+    const requests = sessions.map((db) =>
+      refusal(db.query("select pgautofailover.perform_failover('default', 0)")),
+    );
+    const decisions = Array.from({ length: 12 }, (_, index) =>
+      refusal(decideAndWrite(deciders[index % deciders.length] ?? own, KEY, FOR_EVER_MS)),
+    );
+    const outcomes = await Promise.all([...reports, ...requests, ...decisions]);
+    // a later report was there first; a failover is under way, or can't be asked for
+    const known = ["", "PA011", "PA030", "PA031", "PA033", "PA034"];
+    expect(outcomes.filter((code) => !known.includes(code))).toEqual([]);
+    await decideAndWrite(own, KEY, FOR_EVER_MS);
+    expect(
+      await own.query(
+        "select nodeid::int as node from pgautofailover.event where rule is not null and goalstate = 'prepare_promotion'",
+      ),
+    ).toEqual([{ node: 2 }]);
+    await monitor.close();
+  },
+);
 
 story(here, "a group is made, fails over and loses a node, goal by goal", async (world) => {
   const { says, decide, row, keeper, monitor } = await scene(world, 1);

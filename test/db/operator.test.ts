@@ -110,11 +110,6 @@ const BAD: readonly Bad[] = [
   },
   { args: ["node", "promote", "--name", "nobody"], code: 6, says: /no node/ },
   { args: ["node", "promote", "--name", "node_1"], code: 7, says: /is the primary/ },
-  { args: ["state", "explain", "--formation", "none"], code: 6, says: /none/ },
-  { args: ["state", "timeline", "--formation", "none"], code: 6, says: /none/ },
-  { args: ["state", "settings", "--formation", "none"], code: 6, says: /none/ },
-  { args: ["state", "standby-names", "--formation", "none"], code: 6, says: /none/ },
-  { args: ["state", "watch", "--json", "--formation", "none"], code: 6, says: /none/ },
   { args: ["state", "failovers", "--count", "0"], code: 2, says: /whole number from 1/ },
 ];
 
@@ -123,6 +118,23 @@ test("bad input: one line that says what is wrong, one that helps, and the exit 
     expectRefusal(await role(...args), { code, says: sentence });
   }
   expect((await group.row()).request).toBeUndefined();
+}, 40_000);
+
+test("a formation that doesn't exist is no empty one, whatever is asked of it", async () => {
+  const asked = ["show", "events", "explain", "failovers", "timeline", "settings", "standby-names"];
+  const commands: [RoleName, ...string[]][] = [
+    ...asked.map((verb): [RoleName, string] => ["state", verb]),
+    ...[
+      ["show", "--json"],
+      ["watch", "--json"],
+      ["events", "--since", "1h"],
+    ].map((words): [RoleName, ...string[]] => ["state", ...words]),
+    ["uri"],
+  ];
+  for (const words of commands) {
+    const refused = await role(...words, "--formation", "none");
+    expectRefusal(refused, { code: 6, says: /formation \\"none\\" .*does not exist/ });
+  }
 }, 40_000);
 
 test("node --pgdata: a directory without a keeper, or none at all", async () => {

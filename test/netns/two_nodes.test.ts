@@ -49,6 +49,29 @@ scenario(
 );
 
 scenario(
+  "the keeper of an isolated primary is dead: its server acknowledges nothing, and a new keeper stops it first",
+  async (scene) => {
+    const { cluster, network, primary, secondary, writer } = scene;
+    await using held = await HeldSession.open(primary);
+    await primary.kill();
+    const cutMs = nowMs();
+    network.isolate(primary.label);
+    const first = await cluster.waitFor("a write on the other node", FAILOVER_LIMIT_MS, () =>
+      writer.firstElsewhere(primary.port, cutMs),
+    );
+    expect(primary.postmaster()).toBeDefined(); // Nobody was there to stop it.
+    const mark = primary.mark();
+    primary.start();
+    await stopped(primary, STOP_LIMIT_MS);
+    expect(primary.log(mark)).toContain("this primary stops itself");
+    network.heal();
+    expect(await cluster.healthy(30_000)).toBe(secondary);
+    expect(held.acknowledgedSince(first.atMs)).toBe(0);
+    expect(await held.lostOn(secondary)).toBe(0);
+  },
+);
+
+scenario(
   "a whole host pauses and wakes up: it acknowledges nothing, and rejoins",
   async (scene) => {
     const { cluster, network, primary, secondary, writer } = scene;
