@@ -5,6 +5,7 @@ import {
   copyFileSync,
   mkdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   writeFileSync,
@@ -322,6 +323,35 @@ story(here, "recovery without WAL to go on is given up, and can be stopped", asy
   expect(error.kind).toBe("timeout");
   expect(livePostmaster(node.pgdata)?.status).toBe("starting");
   expect(await stopServer(node.pgdata, BOUNDS)).toBe("fast");
+});
+
+story(here, "recovery that outlasts its timeout, and gets on, is waited for", async (world) => {
+  const SEGMENTS = 7;
+  const TIMEOUT_MS = 2000;
+  const source = await world.primary("a");
+  const node = await world.standby("b", source);
+  const db = source.open();
+  await db.query("create table filler (id int)");
+  for (let count = 0; count < SEGMENTS; count++) {
+    await db.query("insert into filler select generate_series(1, 1000)");
+    await db.query("select pg_switch_wal()");
+  }
+  const [end] = await db.query<{ lsn: string }>("select pg_current_wal_flush_lsn()::text as lsn");
+  const standby = node.open();
+  await waitFor("the standby to replay it all", 10_000, async () => {
+    const text = "select pg_last_wal_replay_lsn() >= $1::pg_lsn as all";
+    return (await standby.query<{ all: boolean }>(text, [end?.lsn]))[0]?.all;
+  });
+  // It has to replay up to there again, from an archive that takes its time for each file.
+  await stopServer(node.pgdata, BOUNDS);
+  const archive = join(world.dir, "archive");
+  renameSync(join(node.pgdata, "pg_wal"), archive);
+  for (const path of ["pg_wal", "pg_wal/archive_status"]) mkdirSync(join(node.pgdata, path));
+  const restore = `restore_command = 'sleep 0.5; cp "${archive}/%f" "%p"'\n`;
+  appendFileSync(join(node.pgdata, "postgresql.conf"), restore);
+  const [, tookMs] = await measured("a long recovery", () => node.start(TIMEOUT_MS));
+  expect(tookMs).toBeGreaterThan(TIMEOUT_MS);
+  expect(livePostmaster(node.pgdata)?.status).toBe("ready");
 });
 
 story(here, "a server is stopped at any moment of its start", async ({ primary, binaries }) => {

@@ -2,8 +2,10 @@
 import { expect } from "bun:test";
 import { join } from "node:path";
 import { loadContact } from "../../lib/keeper/contact_file.ts";
+import { findBinaries } from "../../lib/pg/binaries.ts";
 import { monotonicMs } from "../../lib/sys/clock.ts";
 import type { Cluster } from "../helpers/cluster.ts";
+import { isRoot } from "../helpers/owner.ts";
 import { type Scene, scenariosOf } from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
 
@@ -38,6 +40,35 @@ scenario(
     await secondary.die();
     await stopped(cluster, primary, FAST.network_partition_timeout_ms + STOP_LIMIT_MS);
     expect(primary.log(mark)).toContain(FENCED);
+    cluster.monitor.start();
+    secondary.start();
+  },
+);
+
+scenario(
+  "somebody starts the server of a primary that has fenced itself: its keeper stops it again",
+  TIMEOUT_MS,
+  async (scene) => {
+    const { cluster, primary, secondary, writer } = scene;
+    await setTimers(scene, FAST);
+    await writer.stop();
+    await cluster.monitor.die();
+    await secondary.die();
+    await stopped(cluster, primary, FAST.network_partition_timeout_ms + 2 * STOP_LIMIT_MS);
+    const mark = primary.mark();
+    // as the distribution's own service would
+    const { bindir } = await findBinaries({});
+    const { uid, gid } = cluster.owner;
+    const start = Bun.spawnSync(
+      [
+        ...["setpriv", `--reuid=${uid}`, `--regid=${gid}`, "--clear-groups"].slice(isRoot ? 0 : 4),
+        ...[join(bindir, "pg_ctl"), "start", "-D", primary.pgdata, "-W", "-l", "/dev/null"],
+      ],
+      { cwd: "/" },
+    );
+    expect(start.exitCode).toBe(0);
+    await primary.waitForLog(/Found PostgreSQL running/, 5000, mark);
+    await stopped(cluster, primary, 2 * STOP_LIMIT_MS);
     cluster.monitor.start();
     secondary.start();
   },

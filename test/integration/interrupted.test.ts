@@ -105,6 +105,64 @@ test("kill -9 in the middle of a rewind: nothing starts on half-rewound data, th
   }
 }, 90_000);
 
+test("SIGHUP in the middle of a rewind: nothing is killed, and the rewind completes", async () => {
+  await using cluster = await Cluster.twoNodes("reloadedrewind");
+  try {
+    const old = await cluster.healthy(5000);
+    const candidate = cluster.other(old);
+    makeBallast(cluster.owner, candidate);
+    await using writer = await cluster.writer();
+
+    const mark = old.mark();
+    const keeper = old.process?.pid;
+    await old.killWithUnsentWal();
+    await cluster.waitFor("half a rewind", 20_000, () => ballastBytes(old) > SOME_BYTES);
+    const rewinds = () =>
+      processesUnder(old.pgdata).filter(({ command }) => /pg_rewind/.test(command));
+    const before = rewinds().map(({ pid }) => pid);
+    expect((await old.command("reload")).code).toBe(0);
+    await old.waitForLog(/Reloading the settings/, 5000, mark);
+    expect(before.length).toBeGreaterThan(0);
+    expect(rewinds().map(({ pid }) => pid)).toEqual(before);
+
+    expect(await cluster.healthy(30_000)).toBe(candidate);
+    expect(old.process).toMatchObject({ pid: keeper, running: true });
+    expect(old.log(mark).match(/Rewinding with pg_rewind/g)).toHaveLength(1);
+    expect(old.log(mark)).not.toContain("Copying the primary");
+    expect(ballastBytes(old)).toBe(BALLAST_BYTES);
+    rmSync(join(candidate.pgdata, "ballast"));
+    await nothingLost(cluster, writer);
+  } catch (error) {
+    console.error(await cluster.story());
+    throw error;
+  }
+}, 90_000);
+
+test("the source dies in the middle of a rewind: nothing starts on half-rewound data, and both come back", async () => {
+  await using cluster = await Cluster.twoNodes("sourcegone");
+  try {
+    const old = await cluster.healthy(5000);
+    const source = cluster.other(old);
+    makeBallast(cluster.owner, source);
+    await using writer = await cluster.writer();
+
+    const mark = old.mark();
+    await old.killWithUnsentWal();
+    await cluster.waitFor("half a rewind", 20_000, () => ballastBytes(old) > SOME_BYTES);
+    source.killPostgres();
+    expect(ballastBytes(old)).toBeLessThan(BALLAST_BYTES);
+    expect(await cluster.healthy(40_000)).toBe(source);
+    expect(old.log(mark)).toMatch(/pg_rewind failed, falling back to pg_basebackup/);
+    expect(ballastBytes(old)).toBe(BALLAST_BYTES);
+    expectNoLitter(cluster, old);
+    rmSync(join(source.pgdata, "ballast"));
+    await nothingLost(cluster, writer);
+  } catch (error) {
+    console.error(await cluster.story());
+    throw error;
+  }
+}, 90_000);
+
 test("SIGHUP in the middle of a base backup: nothing is killed, and the backup completes", async () => {
   await using cluster = await Cluster.twoNodes("reloadedbackup");
   try {

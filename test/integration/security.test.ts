@@ -104,6 +104,20 @@ step("the health check believes no certificate of another authority", 20_000, as
   expect(await asked(other)).toBe("refused");
 });
 
+step("another replication password in the middle of a failover: all get in", 60_000, async () => {
+  const primary = await cluster.healthy(30_000);
+  await using writer = await cluster.writer();
+  const before = replicationPassword();
+  await primary.killWithUnsentWal();
+  await cluster.askMonitor("select pgautofailover.set_replication_password('default', 0)");
+  const next = await cluster.healthy(30_000);
+  expect(next).not.toBe(primary);
+  const now = cluster.nodes.map((node) => replicationPassword(node.label));
+  expect(new Set(now).size).toBe(1);
+  expect(now).not.toContain(before);
+  await nothingLost(cluster, writer);
+});
+
 step(
   "without an environment: a failover, a rewind, a new keeper, and nothing lost",
   90_000,
