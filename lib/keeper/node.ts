@@ -42,6 +42,7 @@ import {
 import { demandsTls, tlsParams, tlsSettings } from "../pg/tls.ts";
 import type { Answer, KeeperConfig, KeeperState, Peer, Secret, Shutdown } from "../shapes.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
+import { hasSyncfs } from "../sys/files.ts";
 import { logger } from "../sys/log.ts";
 import { waitUntil } from "../sys/retry.ts";
 import { type Db, openDb, parseUri, sslOf, type Target, type TlsParams } from "../sys/sql.ts";
@@ -244,6 +245,7 @@ export function writeSettings(
     recovery_target_timeline: "latest",
     synchronous_standby_names: synchronousStandbyNames(set),
     default_transaction_read_only: readOnly ? "on" : "off",
+    ...(node.binaries.major >= 14 && hasSyncfs() && { recovery_init_sync_method: "syncfs" }),
     ...tlsSettings(config.tls),
   };
   const changed = writeManagedSettings(config.pgdata, settings, slotSettings(config.pgdata));
@@ -378,7 +380,8 @@ export function adoptNode(node: Node): boolean {
 /** @returns whether it ended in an orderly way: all that it wrote is in its WAL, up to a last checkpoint */
 export async function stopNode(node: Node, bounds: StopBounds): Promise<boolean> {
   closeLocalDb(node);
-  node.stopping = true;
+  // where none runs, nothing is reported as running meanwhile
+  node.stopping = livePostmaster(node.config.pgdata) !== undefined;
   let how: Awaited<ReturnType<typeof stopServer>>;
   try {
     how = await stopServer(node.config.pgdata, bounds);

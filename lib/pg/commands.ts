@@ -12,7 +12,7 @@ import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
 import { run } from "../sys/exec.ts";
-import { readIfExists, syncDirectory } from "../sys/files.ts";
+import { hasSyncfs, readIfExists, syncDirectory } from "../sys/files.ts";
 import { logger } from "../sys/log.ts";
 import { openDb } from "../sys/sql.ts";
 import { currentUser } from "../sys/user.ts";
@@ -29,7 +29,7 @@ import { replayedAll } from "./local.ts";
 import { listProcesses, sendSignal } from "./processes.ts";
 import { livePostmaster, startServer, stopServer } from "./server.ts";
 import { ensureStandbySignal } from "./settings.ts";
-import { mappingArguments, removeCopies, type Tablespace } from "./tablespaces.ts";
+import { mappingArguments, removeCopies, type Tablespace, tablespacesOf } from "./tablespaces.ts";
 
 const log = logger("postgres");
 
@@ -497,6 +497,7 @@ export async function rewind(options: {
   }
   ensureStandbySignal(pgdata);
   const before = configTexts(pgdata);
+  const syncsAtOnce = hasSyncfs();
   try {
     const { state } = await controlData(binaries, pgdata);
     if (!CLEAN_STATES.includes(state)) {
@@ -507,17 +508,33 @@ export async function rewind(options: {
         join(binaries.bindir, "pg_rewind"),
         ...["--target-pgdata", pgdata, "--source-server", source, "--progress"],
         "--no-ensure-shutdown",
+        ...(syncsAtOnce ? ["--no-sync"] : []),
       ],
       { signal, timeoutMs, onProgress: options.onProgress },
     );
     if (code !== 0) {
       throw commandError("pg_rewind", code, stderr);
     }
+    if (syncsAtOnce) await syncFileSystems(pgdata, { signal, timeoutMs: SYNC_FACTOR * timeoutMs });
   } finally {
     // What the source doesn't have pg_rewind takes away here too.
     ensureStandbySignal(pgdata);
     await ensureConfig(binaries, pgdata, { before });
   }
+}
+
+/** Brings all of a data directory to disk, with whatever else its file systems have to write. */
+async function syncFileSystems(
+  pgdata: string,
+  options: { readonly signal: AbortSignal; readonly timeoutMs: number },
+): Promise<void> {
+  const places = [
+    pgdata,
+    join(pgdata, "pg_wal"),
+    ...tablespacesOf(pgdata).map((it) => it.location),
+  ];
+  const { code, stderr } = await run(["sync", "--file-system", ...places], options);
+  if (code !== 0) throw commandError("sync", code, stderr);
 }
 
 /** The file that initdb makes a new postgresql.conf of; "" where it can't be found. */

@@ -11,6 +11,7 @@ import {
   rmSync,
   writeSync,
 } from "node:fs";
+import { release } from "node:os";
 import { dirname } from "node:path";
 
 /**
@@ -124,4 +125,16 @@ export function openIfExists(path: string): number | undefined {
 function isMissing(error: unknown): boolean {
   const code = (error as NodeJS.ErrnoException).code;
   return code === "ENOENT" || code === "ENOTDIR";
+}
+
+/**
+ * Whether one call can bring a whole file system to disk and tell of errors; file by file a large directory takes long,
+ * also where nothing has changed.
+ *
+ * @param kernel as uname -r prints it
+ * @see syncfs(2): errors are told since Linux 5.8
+ */
+export function hasSyncfs(kernel = release(), platform: string = process.platform): boolean {
+  const [major = 0, minor = 0] = kernel.split(".").map((part) => Number.parseInt(part, 10));
+  return platform === "linux" && (major > 5 || (major === 5 && minor >= 8));
 }

@@ -2,7 +2,13 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { readIfExists, removeDurably, writeDurably, writeFully } from "../../../lib/sys/files.ts";
+import {
+  hasSyncfs,
+  readIfExists,
+  removeDurably,
+  writeDurably,
+  writeFully,
+} from "../../../lib/sys/files.ts";
 
 let folder: string;
 beforeAll(() => {
@@ -70,4 +76,12 @@ test("writeFully: a pipe that is read slowly gets everything", async () => {
   expect((await child.stdout.text()).length).toBe(1_000_000);
   expect(await child.exited).toBe(0);
   expect(() => writeFully(-1, "x")).toThrow();
+});
+
+test("hasSyncfs: where Linux tells of errors in writing", () => {
+  expect(hasSyncfs("5.8.0-1-amd64", "linux")).toBe(true);
+  expect(hasSyncfs("6.1.0", "linux")).toBe(true);
+  expect(hasSyncfs("5.4.0-150-generic", "linux")).toBe(false);
+  expect(hasSyncfs("4.18.0-553.el8", "linux")).toBe(false);
+  expect(hasSyncfs("23.5.0", "darwin")).toBe(false);
 });
