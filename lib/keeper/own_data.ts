@@ -1,11 +1,12 @@
 /** Whether PGDATA still holds what the keeper's own directory remembers of it: somebody may have emptied or exchanged it. */
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, statSync } from "node:fs";
 import { endianness } from "node:os";
 import { join } from "node:path";
 import { type NodeState, STATE_TRAITS } from "../fsm.ts";
 import type { KeeperState } from "../shapes.ts";
 import { AppError } from "../sys/errors.ts";
 
+const CONTROL = "global/pg_control";
 /** What a keeper that runs has written meanwhile into a directory that was emptied under it. */
 const OURS = /^(postgresql-auto-failover.*|standby\.signal|pg_hba\.conf|pg_ident\.conf)$/;
 
@@ -18,7 +19,7 @@ const OURS = /^(postgresql-auto-failover.*|standby\.signal|pg_hba\.conf|pg_ident
 export function foreignIn(pgdata: string, { systemIdentifier }: KeeperState): string | undefined {
   let control: Buffer;
   try {
-    control = readFileSync(join(pgdata, "global/pg_control"));
+    control = readFileSync(join(pgdata, CONTROL));
   } catch {
     return undefined; // unknown is not foreign: PostgreSQL says itself what keeps it from starting
   }
@@ -29,12 +30,18 @@ export function foreignIn(pgdata: string, { systemIdentifier }: KeeperState): st
   return found === systemIdentifier ? undefined : found;
 }
 
-function isEmptied(pgdata: string): boolean {
+/** @returns undefined where nothing is there; a path that can't be looked at is there */
+function look<T>(at: (path: string) => T, path: string): T | "hidden" | undefined {
   try {
-    return readdirSync(pgdata).every((name) => OURS.test(name));
+    return at(path);
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "ENOENT";
+    return (error as NodeJS.ErrnoException).code === "ENOENT" ? undefined : "hidden";
   }
+}
+
+function isEmptied(pgdata: string): boolean {
+  const names = look((path) => readdirSync(path), pgdata) ?? [];
+  return names !== "hidden" && names.every((name) => OURS.test(name));
 }
 
 /** It may hold commits that nobody else has: that is for an operator to say. */
@@ -45,7 +52,7 @@ const wasPrimary = (state: NodeState): boolean =>
  * A running keeper logs an error's message without its hint, so the next step stands in the message.
  *
  * @returns whether the data is there; it isn't where a standby's directory is empty or absent, and may be copied anew
- * @throws {AppError} conflict: it's another cluster's; state: a primary's is empty or absent
+ * @throws {AppError} conflict: it's another cluster's, or no cluster's; state: that of a node that was the primary is gone
  */
 export function ownDataIsThere(pgdata: string, state: KeeperState): boolean {
   const found = foreignIn(pgdata, state);
@@ -56,11 +63,19 @@ export function ownDataIsThere(pgdata: string, state: KeeperState): boolean {
       { detail: { pgdata, own: state.systemIdentifier ?? undefined, found } },
     );
   }
-  if (state.data !== "ready" || !isEmptied(pgdata)) return true;
-  if (!wasPrimary(state.state)) return false;
+  const isThere = look((path) => statSync(path), join(pgdata, CONTROL)) !== undefined;
+  if (state.data !== "ready" || isThere) return true;
+  if (wasPrimary(state.state)) {
+    throw new AppError(
+      "state",
+      "the data directory holds no cluster, and this node was the primary: mount its file system, or put the data back; if it is lost for good, run roles/keeper.ts drop, then create",
+      { detail: { pgdata } },
+    );
+  }
+  if (isEmptied(pgdata)) return false;
   throw new AppError(
-    "state",
-    "the data directory is empty, and this node was the primary: mount its file system, or put the data back; if it is lost for good, run roles/keeper.ts drop, then create",
+    "conflict",
+    "the data directory holds no cluster, but other files, which no copy replaces: move them away, and this standby is copied anew",
     { detail: { pgdata } },
   );
 }

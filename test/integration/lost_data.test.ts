@@ -50,7 +50,7 @@ scenario(
           port === primary.port && reported === "demoted" && goal === "catchingup",
       ),
     );
-    const [said] = await primary.waitForLog(/the data directory is empty.*/, 10_000, mark);
+    const [said] = await primary.waitForLog(/the data directory holds no cluster.*/, 10_000, mark);
     expect(said).toMatch(/this node was the primary: mount .*keeper\.ts drop, then create/);
     expect(existsSync(primary.pgdata)).toBe(false);
     expect(primary.log(mark)).not.toContain("Copying the primary");

@@ -10,7 +10,7 @@ import { nowMs } from "../helpers/wait.ts";
 
 const scenario = scenariosOf("wear");
 
-const CRASHES = 6;
+const CRASHES = 4;
 
 scenario(
   "a primary's server crashes again and again: failed over once, and back when that ends",
