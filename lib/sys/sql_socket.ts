@@ -19,13 +19,12 @@ export async function openSocket(target: Target, signal: AbortSignal): Promise<S
   try {
     signal.throwIfAborted();
     const ssl = currentSsl(target);
-    const plain = netConnect(address(target));
+    const plain = await connectFirst(target, failed.signal);
     sockets.push(plain);
     plain.on("error", give);
     plain.on("close", () =>
       give(connectionError("CONNECTION_CLOSED", target, "the server closed the connection")),
     );
-    await event(plain, "connect", failed.signal);
     if (!target.host.startsWith("/")) {
       plain.setNoDelay(true);
       plain.setKeepAlive(true, KEEPALIVE_MS);
@@ -58,6 +57,34 @@ export async function openSocket(target: Target, signal: AbortSignal): Promise<S
   }
 }
 
+/** The kernel repeats the first packet of a connection after a second, which is too late for who waits that long at most. */
+const AGAIN_MS = 250;
+const ATTEMPTS = 4;
+
+/** The first of several sockets to connect, each begun when those before it have not; one that is refused ends it for all. */
+function connectFirst(target: Target, signal: AbortSignal): Promise<Socket> {
+  const { promise, resolve, reject } = Promise.withResolvers<Socket>();
+  const begun: Socket[] = [];
+  const begin = () => {
+    const socket = netConnect(address(target));
+    begun.push(socket);
+    socket.on("error", reject);
+    socket.once("connect", () => resolve(socket));
+    if (begun.length === ATTEMPTS) clearInterval(timer);
+  };
+  const abort = () => reject(signal.reason);
+  signal.addEventListener("abort", abort, { once: true });
+  const timer = target.host.startsWith("/") ? undefined : setInterval(begin, AGAIN_MS);
+  begin();
+  const end = (winner?: Socket) => {
+    clearInterval(timer);
+    signal.removeEventListener("abort", abort);
+    for (const socket of begun) if (socket !== winner) socket.destroy();
+  };
+  promise.then(end, () => end());
+  return promise;
+}
+
 const CRL = /-----BEGIN X509 CRL-----[^-]+-----END X509 CRL-----/g;
 const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
 
@@ -83,7 +110,7 @@ function tlsOptions({ host }: Target, { mode, ca, crl, cert, key }: Ssl): Connec
 /** The next event of that name; rejects when `signal` is aborted first. */
 function event(
   socket: Socket,
-  name: "connect" | "secureConnect" | "data",
+  name: "secureConnect" | "data",
   signal: AbortSignal,
 ): Promise<unknown[]> {
   return new Promise((resolve, reject) => {

@@ -1,6 +1,7 @@
 /** Two nodes and a monitor, a host each: what becomes of the group when their links are cut. */
 import { expect } from "bun:test";
 import { PRESETS } from "../../lib/group/view.ts";
+import { queryOnce } from "../../lib/sys/sql.ts";
 import type { NetnsScene } from "../helpers/netns.ts";
 import { netnsScenariosOf } from "../helpers/netns.ts";
 import { usePreset } from "../helpers/preset.ts";
@@ -91,6 +92,27 @@ scenario(
     expect(await cluster.healthy(30_000)).toBe(secondary);
     expect(held.acknowledgedSince(first.atMs)).toBe(0);
     expect(await held.lostOn(secondary)).toBe(0);
+  },
+);
+
+scenario(
+  "a connection whose first packet is lost is made before the kernel repeats it",
+  async (scene) => {
+    const { cluster, network, primary } = scene;
+    network.cutOneWay(["test"], [primary.label]);
+    const beganMs = nowMs();
+    const login = { user: cluster.login.user, database: "postgres", password: undefined };
+    const target = {
+      ...primary.address,
+      ...login,
+      applicationName: "test",
+      connectTimeoutMs: 5000,
+    };
+    const asked = queryOnce(target, "select 1", [], { timeoutMs: 5000 });
+    await Bun.sleep(100); // that its first packet is lost is what is tested
+    network.heal();
+    expect(await asked).toHaveLength(1);
+    expect(nowMs() - beganMs).toBeLessThan(800);
   },
 );
 
