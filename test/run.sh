@@ -183,7 +183,7 @@ case "${1:-}" in
     fi
     suite ./test/chaos
     install_lab
-    suite ./test/ansible/hosts.test.ts ./test/ansible/trixie.test.ts
+    suite ./test/ansible/hosts.test.ts
     ;;
   *)
     install_postgres

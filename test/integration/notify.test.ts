@@ -63,7 +63,14 @@ async function longestSilence(socket: NotifySocket, forMs: number): Promise<numb
   return longest;
 }
 
-const environmentOf = (pid: number): string => readFileSync(`/proc/${pid}/environ`, "utf8");
+/** Of a process that has ended meanwhile, as autovacuum's do: nothing. */
+function environmentOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/environ`, "utf8");
+  } catch {
+    return "";
+  }
+}
 
 const onTwo = onShared(
   async () => {
