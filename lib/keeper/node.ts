@@ -207,9 +207,12 @@ export function upstreamTarget(
   };
 }
 
-/** A standby that seems to receive holds back a failover: it gives a silent primary up when that has stopped itself. */
-export const receiverTimeoutMs = (policy: Policy): number =>
+/** An isolated primary has stopped itself after this time. */
+export const fencedAfterMs = (policy: Policy): number =>
   policy.networkPartitionTimeoutMs + policy.fenceStopTimeoutMs;
+
+/** A standby that seems to receive holds back a failover: it gives a silent primary up when that has stopped itself. */
+export const receiverTimeoutMs = fencedAfterMs;
 
 type Settings = {
   /** The names to hold in the file; undefined: leave what was written last. */

@@ -7,7 +7,7 @@ import { AppError, errorText } from "../sys/errors.ts";
 import { OVERDUE_MS } from "../sys/notify.ts";
 import type { MonitorContact } from "./contact.ts";
 import type { LoopState } from "./loop_state.ts";
-import { log, ownId, peers, receiverTimeoutMs, save, syncInForce } from "./node.ts";
+import { fencedAfterMs, log, ownId, peers, receiverTimeoutMs, save, syncInForce } from "./node.ts";
 import type { Observer } from "./observer.ts";
 import { writeSecret } from "./passfile.ts";
 import { countsAsRunning, isNews, reportOf, sentenceOf } from "./report.ts";
@@ -85,7 +85,7 @@ export function makeReporter(
       startFailures: loop.startFailures,
       syncInForce: syncInForce(node),
       shutdown: node.shutdown,
-      fenceMs: policy().networkPartitionTimeoutMs + policy().fenceStopTimeoutMs,
+      fenceMs: fencedAfterMs(policy()),
       secretId: node.secret?.id,
     });
     if (loop.crash && !report.pgIsRunning) loop.crash.asked ??= report.reportNo;

@@ -25,6 +25,7 @@ import { appendFileSync, existsSync, readFileSync, writeFileSync } from "node:fs
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { isRoot } from "../helpers/owner.ts";
+import { runScript, UsageError } from "../helpers/script.ts";
 import { nowMs } from "../helpers/wait.ts";
 import { CASES, type CaseName, measure, PATIENCE_MS, wholePair } from "./peers/cases.ts";
 import { idleCosts } from "./peers/idle.ts";
@@ -61,9 +62,6 @@ const ROWS: readonly Row[] = ["idle", ...(Object.keys(CASES) as CaseName[])];
 /** The packages are built for this version of PostgreSQL. */
 const BIN = "/usr/lib/postgresql/15/bin";
 const INSTALL_MS = 600_000;
-
-/** A mistake in the command line. */
-class UsageError extends Error {}
 
 const now = (): string => new Date().toISOString();
 const say = (text: string): void => console.error(`${now().slice(11, 19)} ${text}`);
@@ -406,17 +404,4 @@ async function runTurn(
   }
 }
 
-for (const [name, code] of [
-  ["SIGINT", 130],
-  ["SIGTERM", 143],
-  ["SIGHUP", 129],
-] as const) {
-  process.once(name, () => process.exit(code)); // What is up is removed at the exit.
-}
-try {
-  process.exit(await main());
-} catch (error) {
-  if (!(error instanceof UsageError)) throw error;
-  console.error(`peers: ${error.message}`);
-  process.exit(2);
-}
+await runScript("peers", main);

@@ -17,6 +17,7 @@ import { PRESETS } from "../../lib/group/view.ts";
 import type { Event } from "../helpers/cluster.ts";
 import { findObstacle, NetnsCluster } from "../helpers/netns.ts";
 import { type PresetName, usePreset } from "../helpers/preset.ts";
+import { runScript, UsageError } from "../helpers/script.ts";
 import { nowMs, waitFor } from "../helpers/wait.ts";
 import type { Writer } from "../helpers/writer.ts";
 
@@ -27,9 +28,6 @@ const MINUTE_MS = 60_000;
 const ANSWER_MS = 30_000;
 /** From the end of load and losses to a whole group. */
 const SETTLE_MS = 60_000;
-
-/** A mistake in the command line. */
-class UsageError extends Error {}
 
 type Options = { minutes: number; nodes: number; preset: PresetName };
 
@@ -165,17 +163,4 @@ const said = ({ failovers, fenced, leftOut }: Counts): string =>
 const writes = (writer: Writer, sinceMs: number): string =>
   `${writer.acknowledged} rows acknowledged so far, longest time without ${(writer.longestGapMs(sinceMs) / 1000).toFixed(2)} s`;
 
-for (const [name, code] of [
-  ["SIGINT", 130],
-  ["SIGTERM", 143],
-  ["SIGHUP", 129],
-] as const) {
-  process.once(name, () => process.exit(code)); // What is up is removed at the exit.
-}
-try {
-  process.exit(await main());
-} catch (error) {
-  if (!(error instanceof UsageError)) throw error;
-  console.error(`steady: ${error.message}`);
-  process.exit(2);
-}
+await runScript("steady", main);
