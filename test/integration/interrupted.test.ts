@@ -74,16 +74,43 @@ test("kill -9 in the middle of a base backup: nothing starts on half a copy, the
   }
 }, 90_000);
 
-test("kill -9 in the middle of a rewind: nothing starts on half-rewound data, the next run completes it", async () => {
-  await using cluster = await Cluster.twoNodes("killedrewind");
-  try {
-    const old = await cluster.healthy(5000);
-    const candidate = cluster.other(old);
-    makeBallast(cluster.owner, candidate); // A rewind copies each file that the source has more.
-    await using writer = await cluster.writer();
+type Rewind = {
+  readonly cluster: Cluster;
+  /** The old primary, which is being rewound, and the node that it's rewound from. */
+  readonly old: Service;
+  readonly source: Service;
+  /** From before the old primary was killed. */
+  readonly mark: number;
+  readonly keeper: number | undefined;
+};
 
-    await old.killWithUnsentWal();
-    await cluster.waitFor("half a rewind", 20_000, () => ballastBytes(old) > SOME_BYTES);
+/** A rewind is half done when `body` begins, and complete when it has ended. */
+function inARewind(name: string, label: string, body: (rewind: Rewind) => Promise<void>): void {
+  test(name, async () => {
+    await using cluster = await Cluster.twoNodes(label);
+    try {
+      const old = await cluster.healthy(5000);
+      const source = cluster.other(old);
+      makeBallast(cluster.owner, source); // A rewind copies each file that the source has more.
+      await using writer = await cluster.writer();
+      const [mark, keeper] = [old.mark(), old.process?.pid];
+      await old.killWithUnsentWal();
+      await cluster.waitFor("half a rewind", 20_000, () => ballastBytes(old) > SOME_BYTES);
+      await body({ cluster, old, source, mark, keeper });
+      expect(ballastBytes(old)).toBe(BALLAST_BYTES);
+      rmSync(join(source.pgdata, "ballast"));
+      await nothingLost(cluster, writer);
+    } catch (error) {
+      console.error(await cluster.story());
+      throw error;
+    }
+  }, 90_000);
+}
+
+inARewind(
+  "kill -9 in the middle of a rewind: nothing starts on half-rewound data, the next run completes it",
+  "killedrewind",
+  async ({ cluster, old, source }) => {
     expect(ballastBytes(old)).toBeLessThan(BALLAST_BYTES);
     await old.kill();
     await cluster.waitFor("the rewind's own end", 3000, () => {
@@ -93,30 +120,16 @@ test("kill -9 in the middle of a rewind: nothing starts on half-rewound data, th
 
     const mark = old.mark();
     old.start();
-    expect(await cluster.healthy(30_000)).toBe(candidate);
+    expect(await cluster.healthy(30_000)).toBe(source);
     expect(old.log(mark)).toMatch(/pg_rewind|pg_basebackup/);
-    expect(ballastBytes(old)).toBe(BALLAST_BYTES);
     expectNoLitter(cluster, old);
-    rmSync(join(candidate.pgdata, "ballast"));
-    await nothingLost(cluster, writer);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
-}, 90_000);
+  },
+);
 
-test("SIGHUP in the middle of a rewind: nothing is killed, and the rewind completes", async () => {
-  await using cluster = await Cluster.twoNodes("reloadedrewind");
-  try {
-    const old = await cluster.healthy(5000);
-    const candidate = cluster.other(old);
-    makeBallast(cluster.owner, candidate);
-    await using writer = await cluster.writer();
-
-    const mark = old.mark();
-    const keeper = old.process?.pid;
-    await old.killWithUnsentWal();
-    await cluster.waitFor("half a rewind", 20_000, () => ballastBytes(old) > SOME_BYTES);
+inARewind(
+  "SIGHUP in the middle of a rewind: nothing is killed, and the rewind completes",
+  "reloadedrewind",
+  async ({ cluster, old, source, mark, keeper }) => {
     const rewinds = () =>
       processesUnder(old.pgdata).filter(({ command }) => /pg_rewind/.test(command));
     const before = rewinds().map(({ pid }) => pid);
@@ -125,43 +138,24 @@ test("SIGHUP in the middle of a rewind: nothing is killed, and the rewind comple
     expect(before.length).toBeGreaterThan(0);
     expect(rewinds().map(({ pid }) => pid)).toEqual(before);
 
-    expect(await cluster.healthy(30_000)).toBe(candidate);
+    expect(await cluster.healthy(30_000)).toBe(source);
     expect(old.process).toMatchObject({ pid: keeper, running: true });
     expect(old.log(mark).match(/Rewinding with pg_rewind/g)).toHaveLength(1);
     expect(old.log(mark)).not.toContain("Copying the primary");
-    expect(ballastBytes(old)).toBe(BALLAST_BYTES);
-    rmSync(join(candidate.pgdata, "ballast"));
-    await nothingLost(cluster, writer);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
-}, 90_000);
+  },
+);
 
-test("the source dies in the middle of a rewind: nothing starts on half-rewound data, and both come back", async () => {
-  await using cluster = await Cluster.twoNodes("sourcegone");
-  try {
-    const old = await cluster.healthy(5000);
-    const source = cluster.other(old);
-    makeBallast(cluster.owner, source);
-    await using writer = await cluster.writer();
-
-    const mark = old.mark();
-    await old.killWithUnsentWal();
-    await cluster.waitFor("half a rewind", 20_000, () => ballastBytes(old) > SOME_BYTES);
+inARewind(
+  "the source dies in the middle of a rewind: nothing starts on half-rewound data, and both come back",
+  "sourcegone",
+  async ({ cluster, old, source, mark }) => {
     source.killPostgres();
     expect(ballastBytes(old)).toBeLessThan(BALLAST_BYTES);
     expect(await cluster.healthy(40_000)).toBe(source);
     expect(old.log(mark)).toMatch(/pg_rewind failed, falling back to pg_basebackup/);
-    expect(ballastBytes(old)).toBe(BALLAST_BYTES);
     expectNoLitter(cluster, old);
-    rmSync(join(source.pgdata, "ballast"));
-    await nothingLost(cluster, writer);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
-}, 90_000);
+  },
+);
 
 test("SIGHUP in the middle of a base backup: nothing is killed, and the backup completes", async () => {
   await using cluster = await Cluster.twoNodes("reloadedbackup");
