@@ -205,7 +205,16 @@ const processesIn = (namespace: string): number[] =>
 function remove(name: string): void {
   if (existsSync(`/sys/class/net/${name}`)) ip("link", "del", name);
   for (const namespace of namespaces()) {
-    if (namespace.startsWith(`${name}-`)) ip("netns", "del", namespace);
+    if (namespace.startsWith(`${name}-`)) removeNamespace(namespace);
+  }
+}
+
+/** Another test's process may remove the same leftover at the same moment. */
+function removeNamespace(namespace: string): void {
+  try {
+    ip("netns", "del", namespace);
+  } catch (error) {
+    if (namespaces().includes(namespace)) throw error;
   }
 }
 
