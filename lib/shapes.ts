@@ -109,6 +109,8 @@ const AnswerShape = v.object({
   nodes: v.array(PeerShape),
   /** Left out: this node has it. */
   secret: v.optional(SecretShape),
+  /** Another one when anything but a position differs; an earlier monitor has none, and wants full reports only. */
+  token: v.optional(v.string()),
 });
 export type Answer = v.InferOutput<typeof AnswerShape>;
 

@@ -6,6 +6,7 @@ import { monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
 import { OVERDUE_MS } from "../sys/notify.ts";
 import type { MonitorContact } from "./contact.ts";
+import { tellingTo } from "./heartbeat.ts";
 import type { LoopState } from "./loop_state.ts";
 import { fencedAfterMs, log, ownId, peers, receiverTimeoutMs, save, syncInForce } from "./node.ts";
 import type { Observer } from "./observer.ts";
@@ -56,6 +57,7 @@ export function makeReporter(
 ): Reporter {
   const { node, policy, notifier } = loop;
   let monitor: MonitorClient = openMonitor(node.config.monitor, loop.wake);
+  let tell = tellingTo(monitor, node.config.formation);
   let remember = rememberer(node, monitor);
   let monitorIsStale = false;
   let isReporting = false;
@@ -97,12 +99,7 @@ export function makeReporter(
     lastSaid = steady;
     const asked = monitor;
     try {
-      const answer = await asked.nodeActive(
-        node.config.formation,
-        ownId(node),
-        report,
-        reportTimeoutMs(policy()),
-      );
+      const answer = await tell(ownId(node), report, reportTimeoutMs(policy()));
       if (asked !== monitor) return;
       counts.answered += 1;
       counts.tookMs += monotonicMs() - nowMs;
@@ -162,6 +159,7 @@ export function makeReporter(
   function changeMonitor(): void {
     const before = monitor;
     monitor = openMonitor(node.config.monitor, loop.wake);
+    tell = tellingTo(monitor, node.config.formation);
     remember = rememberer(node, monitor);
     contact.lose();
     loop.reportWanted = true;

@@ -37,6 +37,11 @@ export type Registration = {
   readonly replicationQuorum: boolean;
 };
 
+/** What of a report isn't the same as in the full one with the number `fullReport`. */
+export type Heartbeat = Pick<Report, "identity" | "reportNo" | "lsn"> & {
+  readonly fullReport: bigint;
+};
+
 /** A timeline of a group, and whose promotion began it. */
 export type TimelineRow = {
   readonly timeline: number;
@@ -75,6 +80,8 @@ export type MonitorClient = AsyncDisposable & {
   register(registration: Registration): Promise<Answer>;
   /** One report; `timeoutMs` bounds it, connecting included. */
   nodeActive(formation: string, nodeId: number, report: Report, timeoutMs: number): Promise<Answer>;
+  /** The same report as the last full one. @returns false: say it in full, something is new; nothing was recorded */
+  heartbeat(nodeId: number, beat: Heartbeat, token: string, timeoutMs: number): Promise<boolean>;
   /** A sentence about the node for the group's events; over a connection of its own, so that no report waits for it. */
   reportEvent(
     formation: string,
@@ -345,6 +352,14 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
         { timeoutMs, prepare: true },
       );
       return parseAnswer(single(rows));
+    },
+    async heartbeat(nodeId, { identity, reportNo, fullReport, lsn }, token, timeoutMs) {
+      const rows = await ask(
+        "select pgautofailover.heartbeat($1::bigint, $2::uuid, $3::bigint, $4::bigint, $5, $6::text::pg_lsn) as value",
+        [nodeId, identity, String(reportNo), String(fullReport), token, lsn],
+        { timeoutMs, prepare: true },
+      );
+      return single(rows) === true;
     },
     async reportEvent(formation, nodeId, identity, description) {
       const params = [formation, nodeId, identity, description];

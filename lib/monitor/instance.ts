@@ -88,6 +88,8 @@ function configure(config: MonitorConfig): void {
     password_encryption: "scram-sha-256",
     // each keeper holds a connection; what is not used costs some memory's addresses
     max_connections: String(MAX_CONNECTIONS),
+    // tables of a few rows: each session plans a statement once, not for each of its parameters
+    plan_cache_mode: "force_generic_plan",
     // a vanished keeper's session must not keep its locks (seconds)
     tcp_keepalives_idle: "5",
     tcp_keepalives_interval: "2",

@@ -296,6 +296,9 @@ export async function decideAndWrite(
           ),
         );
       }
+      told.push(
+        query("select pgautofailover.refresh_answer_tokens($1, $2)", [key.formation, key.groupId]),
+      );
       await Promise.all(told);
       return { decisions, row, judgedMs };
     },

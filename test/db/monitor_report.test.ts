@@ -1,7 +1,17 @@
 /** What a report changes in the monitor's database, what it leaves, and what that costs. */
 import { expect } from "bun:test";
 import { kill } from "node:process";
-import { healthyGroup, PRIMARY, type Scene, SECONDARY } from "./monitor_story.ts";
+import type { Report } from "../../lib/shapes.ts";
+import type { Db } from "../../lib/sys/sql.ts";
+import { waitFor } from "../helpers/wait.ts";
+import {
+  healthyGroup,
+  identityOf,
+  PRIMARY,
+  register,
+  type Scene,
+  SECONDARY,
+} from "./monitor_story.ts";
 import { story } from "./pg_story.ts";
 
 const here = import.meta.path;
@@ -221,6 +231,129 @@ story(here, "node_active: a heartbeat flushes no WAL, news do", async (world) =>
   const promises = () => says(2, { ...SECONDARY, state: "report_lsn" });
   expect(await flushedBy(group, promises)).toBeGreaterThan(0n);
   await group.monitor.close();
+});
+
+/** What a keeper says in short after the full report that it was told `answer` to. */
+async function beatsOf({ keeper, own, says }: Scene, nodeId: number, report: Partial<Report>) {
+  const before = BigInt((await reportsOf(keeper, nodeId)).reportno);
+  const { token } = await says(nodeId, { ...report, reportNo: before + 1n });
+  await looked(own);
+  const { reportno } = await reportsOf(keeper, nodeId);
+  let reportNo = BigInt(reportno);
+  return async (change: { identity?: string; reportNo?: bigint; lsn?: string } = {}) => {
+    reportNo += 1n;
+    const rows = await keeper.query(
+      "select pgautofailover.heartbeat($1::bigint, $2::uuid, $3::bigint, $4::bigint, $5, $6::text::pg_lsn) as holds",
+      [
+        nodeId,
+        change.identity ?? identityOf(nodeId),
+        String(change.reportNo ?? reportNo),
+        reportno,
+        token,
+        change.lsn ?? "0/0",
+      ],
+      { prepare: true },
+    );
+    return rows[0]?.["holds"];
+  };
+}
+
+/** As the monitor's process does at the end of each look. */
+const looked = (own: Db): Promise<unknown> =>
+  own.query("select pgautofailover.refresh_answer_tokens('default', 0)");
+
+async function reportsOf(db: Db, nodeId: number) {
+  const [row] = await db.query<{ reportno: string; lsn: string; silent: boolean }>(
+    `select reportno::text, reportedlsn::text as lsn, reporttime < clock_timestamp() - interval '1 minute' as silent
+     from pgautofailover.node where nodeid = $1`,
+    [nodeId],
+  );
+  if (row === undefined) throw new Error(`there is no node ${nodeId}`);
+  return row;
+}
+
+story(here, "heartbeat: it counts as a report, wakes nobody and flushes no WAL", async (world) => {
+  const group = await healthyGroup(world, 2);
+  const { own, monitor } = group;
+  const beat = await beatsOf(group, 2, SECONDARY);
+  await own.query(
+    "update pgautofailover.node set reporttime = now() - interval '1 hour' where nodeid = 2",
+  );
+  const heard: string[] = [];
+  const listener = monitor.open();
+  for (const channel of ["state", "report"]) {
+    await new Promise<void>((resolve) => {
+      void listener.listen(channel, (text) => heard.push(text), resolve);
+    });
+  }
+  const before = BigInt((await reportsOf(own, 2)).reportno);
+  const beats = async (): Promise<void> => {
+    expect(await beat({ lsn: "0/4000000" })).toBe(true);
+    expect(await beat()).toBe(true);
+  };
+  expect(await flushedBy(group, beats)).toBe(0n);
+  expect(await reportsOf(own, 2)).toEqual({
+    reportno: String(before + 2n),
+    lsn: "0/4000000",
+    silent: false,
+  });
+  await own.query("select pg_notify('report', 'the end')");
+  await waitFor("what is notified last", 2000, () => heard.length > 0);
+  expect(heard).toEqual(["the end"]);
+  await own.query("update pgautofailover.node set answertoken = ''");
+  expect(await beat()).toBe(false);
+  expect(await group.decide()).toBe("");
+  expect(await beat()).toBe(true);
+  await monitor.close();
+});
+
+story(here, "heartbeat: refused when anything is new, for either side", async (world) => {
+  const group = await healthyGroup(world, 3);
+  const { own, keeper, says, monitor } = group;
+  const node = (set: string, id: number) => () =>
+    own.query(`update pgautofailover.node set ${set} where nodeid = ${id}`);
+  const news: Record<string, () => Promise<unknown>> = {
+    "its goal": node("goalversion = goalversion + 1", 2),
+    "its name": node("nodename = 'two'", 2),
+    "the goal of another node": node("goalstate = 'catchingup'", 3),
+    "the state of another node": node("reportedstate = 'catchingup'", 3),
+    "the name of another node": node("nodename = 'three'", 3),
+    "the address of another node": node("nodehost = 'elsewhere'", 3),
+    "the port of another node": node("nodeport = 6000", 3),
+    "its report was considered": node("decidedreport = 5", 2),
+    "the set": () => own.query(`update pgautofailover."group" set syncversion = syncversion + 1`),
+    "a switchover": () =>
+      own.query(`update pgautofailover."group" set request = '{"planned": true}'`),
+    "a timer": () => own.query("update pgautofailover.formation set heartbeat_ms = 900"),
+    "the password": () =>
+      own.query(
+        "update pgautofailover_private.replication_secret set secretid = gen_random_uuid()",
+      ),
+    "a node": () => register(keeper, { port: 5004, identity: identityOf(4) }),
+    "a node is gone": () => own.query("delete from pgautofailover.node where nodeid = 4"),
+    "a later full report": () => says(2, { ...SECONDARY, reportNo: 1000n }),
+    "the monitor lost its memory": () =>
+      own.query("insert into pgautofailover.recovery (why) values ('lost')"),
+  };
+  const refusedBy: string[] = [];
+  for (const [what, happens] of Object.entries(news)) {
+    const beat = await beatsOf(group, 2, SECONDARY);
+    expect([what, await beat()]).toEqual([what, true]);
+    await happens();
+    await looked(own);
+    const before = await reportsOf(own, 2);
+    if ((await beat()) === false) refusedBy.push(what);
+    expect(await reportsOf(own, 2)).toEqual(before);
+  }
+  expect(refusedBy).toEqual(Object.keys(news));
+  await own.query("delete from pgautofailover.recovery");
+  const beat = await beatsOf(group, 2, SECONDARY);
+  expect(await beat({ identity: identityOf(3) })).toBe(false);
+  expect(await beat({ reportNo: 1n })).toBe(false);
+  expect(await beat()).toBe(true);
+  const moving = await beatsOf(group, 2, { ...SECONDARY, state: "catchingup" });
+  expect(await moving()).toBe(false);
+  await monitor.close();
 });
 
 story(
