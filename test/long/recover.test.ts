@@ -41,6 +41,7 @@ scenario(
     expect(again).toMatchObject({ code: 7 });
     expect(again.stderr).toContain("no keeper knows more than this monitor");
 
+    await cluster.judges(15_000);
     primary.killPostgres();
     await cluster.waitFor("the failover to the preferred standby", 20_000, async () => {
       const after = await cluster.healthy(20_000);
@@ -59,6 +60,7 @@ scenario(
     await copy(cluster.monitor.pgdata, backup);
     cluster.monitor.start();
     await cluster.healthy(20_000);
+    await cluster.judges(15_000);
     primary.killPostgres();
     const after = await cluster.waitFor("another primary", 20_000, async () => {
       const found = await cluster.healthy(20_000);
@@ -188,6 +190,7 @@ scenario("the formation moves to another monitor, node by node", 90_000, async (
   });
   expect(quiet).toEqual([]);
   expect(await whatIsKnown(cluster)).toEqual(known);
+  await cluster.judges(15_000);
   primary.killPostgres();
   await cluster.waitFor("a failover", 20_000, async () => {
     const after = await cluster.healthy(20_000);
