@@ -110,11 +110,12 @@ export function makeReporter(
         if (before !== "fresh" && loop.crash) loop.crash.atMs = monotonicMs();
       }
       if (loop.over) return;
+      const isSame = answer === node.answer;
       take(answer);
       contact.remember();
       if (!monitorIsStale) {
         settleMembership(node);
-        remember();
+        remember(isSame);
       }
       if (!report.pgIsRunning) acknowledged = report.state;
       if (report.state === "dropped") loop.finish("dropped");

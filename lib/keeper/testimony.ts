@@ -9,7 +9,10 @@ import { readIfExists, writeDurably } from "../sys/files.ts";
 import { historyOf } from "./ancestry.ts";
 import { log, type Node, ownId, recallProof, syncInForce } from "./node.ts";
 
-/** What was changed at the monitor later than this before its loss may be forgotten. */
+/**
+ * What was changed at the monitor later than this before its loss may be forgotten, and what changes no answer, such as a
+ * node of another group, for as long as reports are said in short.
+ */
 const REMEMBER_EVERY_MS = 3000;
 
 function loadMemory(path: string): Memory | undefined {
@@ -25,13 +28,19 @@ function loadMemory(path: string): Memory | undefined {
   }
 }
 
-/** @returns what to call with each answer of the monitor: asks it, now and then, what there is to keep */
-export function rememberer(node: Node, monitor: MonitorClient): () => void {
+/**
+ * @returns what to call with each answer of the monitor, and whether it's the one before: asks what there is to keep after
+ *   a new one, but not all the time
+ */
+export function rememberer(node: Node, monitor: MonitorClient): (isSame: boolean) => void {
   let known: number | undefined;
   let due = Number.NEGATIVE_INFINITY;
-  return () => {
+  let isWanted = false;
+  return (isSame) => {
     const { groupId } = node.state;
-    if (groupId === undefined || monotonicMs() < due) return;
+    if (!isSame) isWanted = true;
+    if (groupId === undefined || !isWanted || monotonicMs() < due) return;
+    isWanted = false;
     due = Number.POSITIVE_INFINITY;
     known ??= loadMemory(node.paths.memory)?.version ?? -1;
     monitor
@@ -41,7 +50,10 @@ export function rememberer(node: Node, monitor: MonitorClient): () => void {
         writeDurably(node.paths.memory, `${text}\n`, 0o600);
         known = parseMemory(JSON.parse(text)).version;
       })
-      .catch((error: unknown) => log.debug(`the monitor's memory: ${errorText(error)}`))
+      .catch((error: unknown) => {
+        isWanted = true;
+        log.debug(`the monitor's memory: ${errorText(error)}`);
+      })
       .finally(() => {
         due = monotonicMs() + REMEMBER_EVERY_MS;
       });

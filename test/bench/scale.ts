@@ -29,6 +29,7 @@ const CORE_LIMIT = 1;
 const GOAL_LIMIT_MS = 250;
 const HEARTBEAT_MS = 1000;
 const REPORT_TIMEOUT_MS = 5000;
+const REMEMBER_EVERY_MS = 3000;
 const SETTLE_MS = 30_000;
 /** Groups that are made at a time. */
 const STARTING = 4;
@@ -56,6 +57,9 @@ class SimulatedNode {
   goalAtMs = 0;
   timeline = 1;
   promotion: Report["promotion"] = null;
+  /** Of what the node keeps for a monitor that loses its memory. */
+  #memory = -1;
+  #askedMs = Number.NEGATIVE_INFINITY;
   #again = false;
   #busy = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -117,13 +121,22 @@ class SimulatedNode {
         const id = this.state.nodeId ?? 0;
         const answer = await this.#tell(id, report, REPORT_TIMEOUT_MS);
         this.#latencies.push(nowMs() - beganMs);
+        const isSame = answer === this.answer;
         this.#take(answer);
+        if (!isSame) await this.#remember();
       }
     } catch (error) {
       failures.push(`${this.host}: ${error}`);
     } finally {
       this.#busy = false;
     }
+  }
+
+  async #remember(): Promise<void> {
+    if (nowMs() - this.#askedMs < REMEMBER_EVERY_MS) return;
+    this.#askedMs = nowMs();
+    const text = await this.#monitor.memory("default", this.group.id, this.#memory);
+    if (text !== undefined) this.#memory = Number(JSON.parse(text).version);
   }
 
   #take(answer: Answer): void {

@@ -320,6 +320,9 @@ story(here, "heartbeat: refused when anything is new, for either side", async (w
     "the name of another node": node("nodename = 'three'", 3),
     "the address of another node": node("nodehost = 'elsewhere'", 3),
     "the port of another node": node("nodeport = 6000", 3),
+    "its priority": node("candidatepriority = 70", 2),
+    "whether commits wait for another node": node("replicationquorum = false", 3),
+    "another node is to be left alone": node("maintenance = true", 3),
     "its report was considered": node("decidedreport = 5", 2),
     "the set": () => own.query(`update pgautofailover."group" set syncversion = syncversion + 1`),
     "a switchover": () =>

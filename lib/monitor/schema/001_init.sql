@@ -223,16 +223,15 @@ language sql immutable as $$
     select sha256(uuid_send(identity));
 $$;
 
--- Stands for all that is in the answer to a report of this node, but for positions.
+-- Stands for all that is in the answer to a report of this node, but for positions, and for what an operator has set.
 create function pgautofailover.answer_token(node_id bigint) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$ begin
-    return (select md5(concat_ws(' ', f, g, n.nodename, n.goalstate, n.goalversion, n.decidedreport, n.fetchfrom,
+    return (select md5(concat_ws(' ', f, g, n.goalversion, n.decidedreport, n.fetchfrom,
         (select s.secretid from pgautofailover_private.replication_secret s
             where s.formationid = n.formationid and s.groupid = n.groupid),
-        (select string_agg(concat_ws(' ', p.nodeid, p.nodename, p.nodehost, p.nodeport, p.reportedstate, p.goalstate), ' '
-                order by p.nodeid)
-            from pgautofailover.node p
-            where p.formationid = n.formationid and p.groupid = n.groupid and p.nodeid <> n.nodeid)))
+        (select string_agg(concat_ws(' ', p.nodeid, p.nodename, p.nodehost, p.nodeport, p.reportedstate, p.goalstate,
+                p.candidatepriority, p.replicationquorum, p.maintenance), ' ' order by p.nodeid)
+            from pgautofailover.node p where p.formationid = n.formationid and p.groupid = n.groupid)))
     from pgautofailover.node n
     join pgautofailover.formation f using (formationid)
     join pgautofailover."group" g using (formationid, groupid)
