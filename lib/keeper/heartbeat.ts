@@ -7,7 +7,7 @@ import { monotonicMs } from "../sys/clock.ts";
 /** Then it's a full one again, whose answer tells how far the other nodes are: their slots here keep WAL from there on. */
 const SHORT_MAX = 9;
 /** Whatever else a node is on its way to, it says in full: the monitor decides by it. */
-const SETTLED: readonly NodeState[] = ["single", "primary", "secondary"];
+export const SETTLED: readonly NodeState[] = ["single", "primary", "secondary"];
 
 /** What was last said in full, but for what each report says anew, and how often it was repeated in short. */
 type Told = {

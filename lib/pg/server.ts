@@ -352,15 +352,17 @@ async function attempt(options: StartOptions): Promise<Attempt> {
  * belongs to some other process of this user, or to a zombie that nobody has reaped; nor does
  * pg_rewind work then. postmaster.pid is also its guard against orphans of the last server, so
  * nothing goes while there are any.
+ *
+ * @returns whether there was such a file
  */
-export function removeMisleadingPidFile(pgdata: string): void {
+export function removeMisleadingPidFile(pgdata: string): boolean {
   const stale = readPostmaster(pgdata);
-  if (!stale || findLive(pgdata) || serverProcesses(pgdata, undefined).length > 0) return;
+  if (!stale || findLive(pgdata) || serverProcesses(pgdata, undefined).length > 0) return false;
   const misleads = (pid: number): boolean => {
     const holder = readProcess(pid);
     return holder !== undefined && (!isAlive(holder) || worksIn(pgdata, pid) === false);
   };
-  if (!misleads(stale.pid)) return;
+  if (!misleads(stale.pid)) return false;
   log.info("Removing a stale postmaster.pid that would keep PostgreSQL from starting", {
     pid: stale.pid,
   });
@@ -369,6 +371,7 @@ export function removeMisleadingPidFile(pgdata: string): void {
     rmSync(socketLock, { force: true });
   }
   rmSync(join(pgdata, "postmaster.pid"), { force: true });
+  return true;
 }
 
 function refuseSecondServer(pgdata: string): void {
@@ -420,7 +423,9 @@ async function startUntilReady(options: StartOptions): Promise<ServerProcess> {
     // Orphans of a killed postmaster still hold its shared memory. They end within milliseconds.
     const orphans = serverProcesses(pgdata, undefined);
     const blocked = /pre-existing shared memory block/.test(String(result.error.detail["log"]));
-    if (!blocked && orphans.length === 0) {
+    // The last of them may have ended while the server was being started.
+    const misled = orphans.length === 0 && removeMisleadingPidFile(pgdata);
+    if (!blocked && !misled && orphans.length === 0) {
       throw result.error;
     }
     if (monotonicMs() - begin > timeoutMs) {

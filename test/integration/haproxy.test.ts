@@ -10,7 +10,7 @@ import { nowMs } from "../helpers/wait.ts";
 import { Writer } from "../helpers/writer.ts";
 
 /** From the promotion until sessions come through to where they belong. */
-const FOLLOW_MS = 1500;
+const FOLLOW_MS = 3000;
 const SETTLE_MS = 30_000;
 
 const obstacle = HAPROXY === undefined ? "there is no haproxy here" : undefined;

@@ -17,6 +17,7 @@ import { blockedReason } from "../../lib/group/explain.ts";
 import { decideGroup, type GroupDecision, isPrimaryDown } from "../../lib/group/facts.ts";
 import { pendingAfter } from "../../lib/group/quorum.ts";
 import { DURABILITIES, type GroupView } from "../../lib/group/view.ts";
+import { SETTLED } from "../../lib/keeper/heartbeat.ts";
 import { statusOf } from "../../lib/keeper/setup.ts";
 import { newState, saveState } from "../../lib/keeper/state_file.ts";
 import { MIGRATIONS } from "../../lib/monitor/schema/migrations.ts";
@@ -253,6 +254,7 @@ test("the schema's lists of states are those of the tables", () => {
     ["primary", "apply_settings"], // who can hand over
     ["draining", "demote_timeout", "demoted"], // who is to be stopped
     ["secondary", "catchingup", "demoted"], // who can be left alone
+    SETTLED, // who may say its report in short
   ].map((states) => [...states].toSorted().join());
   expect(
     lists.map((list) => list.toSorted().join()).filter((list) => !known.includes(list)),
