@@ -24,7 +24,7 @@ paths_of() {
 }
 short="$(paths_of db pg_commands pg_local pg_server) $(paths_of integration walkthrough basebackup crashes election quorum)"
 long="./test/db ./test/netns $(paths_of integration walkthrough basebackup processes crashes election quorum switchover \
-  forks fence security) $(paths_of long recover existing tablespaces)"
+  fence security) $(paths_of long forks recover existing tablespaces)"
 
 mirror_of() { apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Label: $1" | head -n 1; }
 

@@ -1,7 +1,7 @@
 /** A formation on hosts of their own, through the rest of its life, by the playbooks alone. */
 import { expect } from "bun:test";
 import { changes, nextRelease } from "../helpers/site.ts";
-import { fromBareHosts, nothingLost, planned, reboots } from "./chapters.ts";
+import { fromBareHosts, nothingLost, onlyChecked, planned, reboots } from "./chapters.ts";
 import { storyOn } from "./story.ts";
 
 const chapter = storyOn({ hosts: ["monitor1", "db1", "db2", "db3"] });
@@ -9,6 +9,8 @@ const chapter = storyOn({ hosts: ["monitor1", "db1", "db2", "db3"] });
 chapter("site.yml makes a formation of bare hosts, and prints the clients' URI", (story) =>
   fromBareHosts(story, 15),
 );
+
+chapter("a check has nothing to change", onlyChecked);
 
 chapter("site.yml adds the node that is new in the inventory", async (story) => {
   await story.lab.addHost("db4"); // Bare until it is in the inventory: it refuses the writer's connections.
