@@ -333,7 +333,9 @@ const rejoin: Transit = async (node, signal) => {
       await reloadSettings(node);
       return;
     }
-    if (await canFollow(node, upstream)) {
+    const way = await wayBack(node, upstream);
+    if (way === "copy") return takeBack(node, signal, { byCopy: true });
+    if (way === "follow") {
       // a promotion that was called off before it was carried out
       if (node.state.promotedFrom !== null) save(node, { promotedFrom: null });
       writeSettings(node, { set: nobody(node), readOnly: true });
@@ -345,9 +347,11 @@ const rejoin: Transit = async (node, signal) => {
   await rewindOrClone(node, signal);
 };
 
-/** Whether the primary goes on where this standby's WAL ends. If not even a rewind would help, its data is given up. */
-async function canFollow(node: Node, upstream: Peer): Promise<boolean> {
+/** Whether the primary goes on where this standby's WAL ends, and if not, whether a rewind would help. */
+async function wayBack(node: Node, upstream: Peer): Promise<"follow" | "rewind" | "copy"> {
   const target = upstreamTarget(node, upstream);
+  // In this order: what is received between the two questions would seem to be ahead of the primary.
+  const seen = await look(node);
   const source = await askSource(target);
   if (source === undefined) {
     throw new AppError("postgres", "the primary does not say where it is", {
@@ -355,17 +359,15 @@ async function canFollow(node: Node, upstream: Peer): Promise<boolean> {
     });
   }
   requireSameSystem(node, source);
-  const seen = await look(node);
   const ancestry = await ancestryOf(node.config.pgdata, seen, source, target);
-  if (ancestry === "part") return true;
+  if (ancestry === "part") return "follow";
   const where = `timeline ${seen.timeline}, ${formatLsn(seen.replayLsn ?? seen.lsn)}`;
   log.warn(
     ancestry === "gone"
       ? `The primary no longer has the WAL that this standby needs (${where})`
       : `This server's WAL (${where}) is not part of the primary's (timeline ${source.timeline}, ${formatLsn(source.lsn)})`,
   );
-  if (ancestry === "gone" || seen.timeline === source.timeline) save(node, { data: "copying" });
-  return false;
+  return ancestry === "gone" || seen.timeline === source.timeline ? "copy" : "rewind";
 }
 
 function requireUpstream(node: Node): Peer {
@@ -505,13 +507,20 @@ async function startAsStandby(node: Node, upstream: Peer, signal: AbortSignal): 
   await dropOwnSlots(node);
 }
 
-const rewindOrClone: Transit = async (node, signal) => {
+/** @param options byCopy: a rewind is of no use, the data of this node is given up, though not before its server is stopped */
+async function takeBack(
+  node: Node,
+  signal: AbortSignal,
+  { byCopy }: { readonly byCopy: boolean },
+): Promise<void> {
   giveUpLostData(node);
   const upstream = requireUpstream(node);
   const source = await sourceReady(node, upstream, signal);
   requireSameSystem(node, source);
   const tablespaces = await placesFor(node, upstream);
+  signal.throwIfAborted();
   await stopNode(node, fenceStop(node));
+  if (byCopy && node.state.data === "ready") save(node, { data: "copying" });
   if (node.state.data === "ready") {
     try {
       await rewindFrom(node, upstream, source, signal);
@@ -523,7 +532,9 @@ const rewindOrClone: Transit = async (node, signal) => {
   }
   if (node.state.data !== "ready") await clone(node, upstream, source, tablespaces, signal);
   await startAsStandby(node, upstream, signal);
-};
+}
+
+const rewindOrClone: Transit = (node, signal) => takeBack(node, signal, { byCopy: false });
 
 const initStandby: Transit = async (node, signal) => {
   const upstream = requireUpstream(node);

@@ -223,7 +223,8 @@ language sql immutable as $$
     select sha256(uuid_send(identity));
 $$;
 
--- Stands for all that is in the answer to a report of this node, but for positions, and for what an operator has set.
+-- Another one whenever the answer to a report of this node would be another, but for positions, or when an operator has set
+-- something, which keepers keep for a monitor that loses its memory.
 create function pgautofailover.answer_token(node_id bigint) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$ begin
     return (select md5(concat_ws(' ', f, g, n.goalversion, n.decidedreport, n.fetchfrom,
@@ -239,12 +240,13 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$ begin
 end $$;
 
 create function pgautofailover.refresh_answer_tokens(formation_id text, group_id int) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
     update pgautofailover.node n set answertoken = now_.token
     from (select p.nodeid, pgautofailover.answer_token(p.nodeid) as token from pgautofailover.node p
         where p.formationid = formation_id and p.groupid = group_id) now_
     where n.nodeid = now_.nodeid and n.answertoken <> now_.token;
-$$;
+end $$;
 
 -- What a keeper needs to know after a report; everything is read at one moment.
 -- known_secret: the replication password that it has; another one is told.
@@ -1065,8 +1067,8 @@ returns text language sql stable security definer set search_path = pg_catalog, 
 $$;
 
 revoke execute on all functions in schema pgautofailover from public;
-grant execute on function pgautofailover.register_node, pgautofailover.node_active, pgautofailover.heartbeat, pgautofailover.report_event,
-    pgautofailover.remove_node,
+grant execute on function pgautofailover.register_node, pgautofailover.node_active, pgautofailover.heartbeat,
+    pgautofailover.report_event, pgautofailover.remove_node,
     pgautofailover.current_state, pgautofailover.last_events, pgautofailover.synchronous_standby_names,
     pgautofailover.group_view, pgautofailover.perform_failover, pgautofailover.perform_promotion,
     pgautofailover.perform_switchover, pgautofailover.start_maintenance, pgautofailover.stop_maintenance,
