@@ -13,7 +13,7 @@ import { log, type Node, ownId, recallProof, syncInForce } from "./node.ts";
  * What was changed at the monitor later than this before its loss may be forgotten, and what changes no answer, such as a
  * node of another group, for as long as reports are said in short.
  */
-const REMEMBER_EVERY_MS = 3000;
+export const REMEMBER_EVERY_MS = 3000;
 
 function loadMemory(path: string): Memory | undefined {
   const text = readIfExists(path);

@@ -19,6 +19,7 @@ import type { SyncSet } from "../../lib/group/view.ts";
 import { type Telling, tellingTo } from "../../lib/keeper/heartbeat.ts";
 import { isNews } from "../../lib/keeper/report.ts";
 import { newState } from "../../lib/keeper/state_file.ts";
+import { REMEMBER_EVERY_MS } from "../../lib/keeper/testimony.ts";
 import { type MonitorClient, openMonitor } from "../../lib/monitor/client.ts";
 import type { Answer, KeeperState, Report } from "../../lib/shapes.ts";
 import { Cluster } from "../helpers/cluster.ts";
@@ -29,7 +30,6 @@ const CORE_LIMIT = 1;
 const GOAL_LIMIT_MS = 250;
 const HEARTBEAT_MS = 1000;
 const REPORT_TIMEOUT_MS = 5000;
-const REMEMBER_EVERY_MS = 3000;
 const SETTLE_MS = 120_000;
 /** Groups that are made at a time. */
 const STARTING = 4;
@@ -57,7 +57,7 @@ class SimulatedNode {
   goalAtMs = 0;
   timeline = 1;
   promotion: Report["promotion"] = null;
-  /** From here on: each new node changes what all keep, so that they would ask for it all the time. */
+  /** Not before all are there: each new node changes what all keep, and they would ask for it all the time. */
   static remembers = false;
   /** Of what the node keeps for a monitor that loses its memory. */
   #memory = -1;

@@ -233,13 +233,12 @@ story(here, "node_active: a heartbeat flushes no WAL, news do", async (world) =>
   await group.monitor.close();
 });
 
-/** What a keeper says in short after the full report that it was told `answer` to. */
+/** Says a report in full. @returns says it in short, again and again, but for what is given; and whether that holds */
 async function beatsOf({ keeper, own, says }: Scene, nodeId: number, report: Partial<Report>) {
-  const before = BigInt((await reportsOf(keeper, nodeId)).reportno);
-  const { token } = await says(nodeId, { ...report, reportNo: before + 1n });
+  const full = BigInt((await reportsOf(keeper, nodeId)).reportno) + 1n;
+  const { token } = await says(nodeId, { ...report, reportNo: full });
   await looked(own);
-  const { reportno } = await reportsOf(keeper, nodeId);
-  let reportNo = BigInt(reportno);
+  let reportNo = full;
   return async (change: { identity?: string; reportNo?: bigint; lsn?: string } = {}) => {
     reportNo += 1n;
     const rows = await keeper.query(
@@ -248,7 +247,7 @@ async function beatsOf({ keeper, own, says }: Scene, nodeId: number, report: Par
         nodeId,
         change.identity ?? identityOf(nodeId),
         String(change.reportNo ?? reportNo),
-        reportno,
+        String(full),
         token,
         change.lsn ?? "0/0",
       ],

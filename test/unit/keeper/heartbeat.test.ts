@@ -13,14 +13,20 @@ const REPORT = {
   lsn: "0/3000000",
 } as Report;
 
-/** A monitor that notes what it's told, "full" or "short", and answers as it is set. */
+/** A monitor that notes what it's told, "full" or "short", and answers, or fails, as it is set. */
 function monitorOf() {
   const heard: string[] = [];
-  const answers = { goal: "secondary", token: "a" as string | undefined, holds: true };
+  const answers = {
+    goal: "secondary",
+    token: "a" as string | undefined,
+    holds: true,
+    fails: false,
+  };
   const tell = tellingTo(
     {
       nodeActive: async () => {
         heard.push("full");
+        if (answers.fails) throw new Error("gone");
         return { goal: answers.goal, token: answers.token } as Answer;
       },
       heartbeat: async (nodeId, beat, token) => {
@@ -81,28 +87,12 @@ test("a short one that doesn't hold is said in full at once, and so is the next 
 });
 
 test("a full report that failed leaves nothing to repeat", async () => {
-  const heard: string[] = [];
-  let fails = false;
-  const tell = tellingTo(
-    {
-      nodeActive: async () => {
-        heard.push("full");
-        if (fails) throw new Error("gone");
-        return { goal: "secondary", token: "a" } as Answer;
-      },
-      heartbeat: async () => {
-        heard.push("short");
-        if (fails) throw new Error("gone");
-        return true;
-      },
-    },
-    "default",
-  );
-  await tell(7, REPORT, 1000);
-  fails = true;
-  await expect(tell(7, { ...REPORT, pgIsRunning: false }, 1000)).rejects.toThrow("gone");
-  fails = false;
-  await tell(7, REPORT, 1000);
-  await tell(7, REPORT, 1000);
-  expect(heard).toEqual(["full", "full", "full", "short"]);
+  const { heard, answers, says } = monitorOf();
+  await says();
+  answers.fails = true;
+  await expect(says({ pgIsRunning: false })).rejects.toThrow("gone");
+  answers.fails = false;
+  await says();
+  await says();
+  expect(heard).toEqual(["full", "full", "full", "short 7 4/3 0/3000000 a"]);
 });
