@@ -88,12 +88,16 @@ const anyGroup = fc
   );
 
 /** What the monitor writes down of a decision. */
-function after(view: GroupView, { rule, selfId, goals, sync }: GroupDecision): GroupView {
+function after(
+  view: GroupView,
+  { rule, selfId, goals, sync, fetchFrom }: GroupDecision,
+): GroupView {
   const nodes = view.nodes
     .filter(({ nodeId }) => !(rule.forget && nodeId === selfId))
     .map((node) => ({
       ...node,
       goal: goals.get(node.nodeId) ?? node.goal,
+      fetchFrom: goals.has(node.nodeId) ? fetchFrom : node.fetchFrom,
       passedOver: node.passedOver || (rule.passOver === true && node.nodeId === selfId),
     }));
   return sync ? { ...view, nodes, sync, pending: pendingAfter(view, sync) } : { ...view, nodes };
