@@ -101,16 +101,20 @@ export async function main(command: Command): Promise<never> {
       at: whereThrown(reason),
     });
   });
-  process.on("uncaughtException", (error) => {
-    process.exit(error instanceof Exit ? error.exitCode : report(area, error));
-  });
+  process.on("uncaughtException", (error) => process.exit(codeOf(area, error)));
   let code = 0;
   try {
     await dispatch(command, process.argv.slice(2));
   } catch (error) {
-    code = error instanceof Exit ? error.exitCode : report(area, error);
+    code = codeOf(area, error);
   }
   process.exit(code);
+}
+
+/** An error is told on the way. What a release threw on the way out is not why it ended. */
+function codeOf(area: string, error: unknown): number {
+  if (error instanceof SuppressedError) return codeOf(area, error.suppressed);
+  return error instanceof Exit ? error.exitCode : report(area, error);
 }
 
 async function dispatch(root: Command, words: readonly string[]): Promise<void> {

@@ -35,9 +35,14 @@ export function acquireLock(path: string): Lock | { heldBy: number | undefined }
     [Symbol.dispose]() {
       if (!held) return;
       held = false;
-      // Emptied first: a pid must not be read as a holder's when it may be someone else's by then.
-      ftruncateSync(fd, 0);
-      closeSync(fd);
+      try {
+        // Emptied first: a pid must not be read as a holder's when it may be someone else's by then.
+        ftruncateSync(fd, 0);
+      } catch {
+        // The disk has become read-only: the lock itself is let go of all the same, and is what counts.
+      } finally {
+        closeSync(fd);
+      }
     },
   };
 }

@@ -202,6 +202,12 @@ describe("main: how it ends", () => {
     expect(long.err).toContain("runCommand");
   });
 
+  test.concurrent("an error stays what it is when a release fails too", async () => {
+    const { code, err } = await demo(["fail", "release-fails"]);
+    expect(err).toBe('error demo "could not save the state of this node"\n');
+    expect(code).toBe(3);
+  });
+
   test.concurrent("exit: its own code, after what was held is released; from a timer too", async () => {
     expect(await demo(["fail", "exit"])).toEqual({ code: 42, out: "released\n", err: "" });
     expect(await demo(["fail", "exit-later"])).toEqual({ code: 43, out: "", err: "" });

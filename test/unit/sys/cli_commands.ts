@@ -46,6 +46,14 @@ const ways: Record<string, () => unknown> = {
       hint: "Check that\nit runs.",
     });
   },
+  "release-fails"() {
+    using _held = {
+      [Symbol.dispose]() {
+        throw new Error("EROFS: read-only file system, ftruncate");
+      },
+    };
+    throw new AppError("state", "could not save the state of this node");
+  },
   bug() {
     throw new TypeError("undefined is\nnot a function");
   },

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { acquireLock, isLock, lockHolder } from "../../../lib/sys/lock.ts";
 import { waitUntil } from "../../../lib/sys/retry.ts";
+import { isRoot } from "../../helpers/owner.ts";
 
 let folder: string;
 beforeAll(() => {
@@ -71,6 +72,25 @@ test("acquireLock: the lock of a killed process is free, although its child live
     process.kill(child, "SIGKILL");
   }
 });
+
+const why = !isRoot ? "only root can make" : Bun.which("chattr") ? "" : "without chattr there is";
+if (why) console.log(`skipping a test of locks: ${why} no file that can't be emptied`);
+
+test.skipIf(why !== "")(
+  "a lock whose file can't be emptied any more is let go of all the same",
+  () => {
+    const path = join(folder, "kept");
+    const lock = acquireLock(path);
+    Bun.spawnSync(["chattr", "+a", path]);
+    try {
+      if (isLock(lock)) lock[Symbol.dispose]();
+      expect(readFileSync(path, "utf8")).toBe(`${process.pid}\n`);
+      expect(lockHolder(path)).toBeUndefined();
+    } finally {
+      Bun.spawnSync(["chattr", "-a", path]);
+    }
+  },
+);
 
 test("acquireLock: a process that only asks who holds it doesn't get in the way", async () => {
   const path = join(folder, "asked");
