@@ -73,6 +73,21 @@ scenario("a standby in maintenance is left alone", TIMEOUT_MS, async (scene) => 
 });
 
 scenario(
+  "what a standby receives while it asks the primary where that is doesn't count as a fork",
+  TIMEOUT_MS,
+  async (scene) => {
+    const { cluster, secondary } = scene;
+    const name = await cluster.nameOf(secondary);
+    const [mark, server] = [secondary.mark(), secondary.requirePostmaster()];
+    for (const word of ["on", "off", "on", "off", "on", "off"]) {
+      expect((await run(scene, "node", "maintenance", word, "--name", name)).code).toBe(0);
+    }
+    expect(secondary.log(mark)).not.toContain("is not part of the primary's");
+    expect(secondary.postmaster()).toBe(server);
+  },
+);
+
+scenario(
   "the primary goes into maintenance when another node may take over",
   TIMEOUT_MS,
   async (scene) => {
