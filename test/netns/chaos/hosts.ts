@@ -166,7 +166,6 @@ export class ChaosCluster extends NetnsCluster {
       LD_PRELOAD: this.#faketime,
       FAKETIME_TIMESTAMP_FILE: this.#clockFile(label),
       FAKETIME_CACHE_DURATION: "1",
-      FAKETIME_DISABLE_SHM: "1",
       DONT_FAKE_MONOTONIC: "1",
     };
   }
@@ -176,12 +175,27 @@ export class ChaosCluster extends NetnsCluster {
   }
 }
 
+/** What each killed process with a clock of its own leaves; a later one with its pid may belong to another user, and fails. */
+export function removeClocks(): void {
+  const folder = "/dev/shm";
+  if (!existsSync(folder)) return;
+  for (const name of readdirSync(folder)) {
+    const [, pid] = /^(?:sem\.)?faketime_(?:sem|shm)_(\d+)$/.exec(name) ?? [];
+    if (pid !== undefined && !isAlive(Number(pid))) rmSync(join(folder, name), { force: true });
+  }
+}
+
+/** In the directory of a run that found something, which stays. */
+export const FOUND = "violations.txt";
+
 /** What a run left that was killed: processes, mounts, directories. Its hosts are removed by `Network`. */
 export function removeLeftovers(): void {
+  removeClocks();
   for (const name of readdirSync(tmpdir())) {
     const [, pid] = /^pgaf-chaos(\d+)-/.exec(name) ?? [];
     if (pid === undefined || isAlive(Number(pid))) continue;
     const base = join(tmpdir(), name);
+    if (existsSync(join(base, FOUND))) continue;
     killUnder(base);
     unmountBelow(base);
     rmSync(base, { recursive: true, force: true });

@@ -7,15 +7,16 @@
  * network namespaces and disks in files. A violation leaves everything where it is: the directory
  * with all logs, and `schedule.jsonl`.
  */
-import { appendFileSync } from "node:fs";
+import { appendFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { runScript, UsageError } from "../../helpers/script.ts";
 import type { Service } from "../../helpers/service.ts";
 import type { Row } from "../../helpers/sql.ts";
 import { nowMs, waitFor } from "../../helpers/wait.ts";
 import { type Operation, violationsOf } from "./checker.ts";
 import { describe, drawRound, type Planned } from "./faults.ts";
-import { ChaosCluster } from "./hosts.ts";
+import { ChaosCluster, FOUND, removeClocks } from "./hosts.ts";
 import { Workload } from "./workload.ts";
 
 const CLIENTS = 4;
@@ -56,6 +57,7 @@ export async function chaos({
   let rows = 0;
   let violations: string[] = [];
   while (nowMs() < endMs && violations.length === 0) {
+    removeClocks();
     const planned = drawRound(seed * 10_007 + report.rounds, labels);
     const text = planned.map(describe).join("; ");
     appendFileSync(
@@ -90,6 +92,7 @@ export async function chaos({
   report.promotions = Number(row?.["n"] ?? 0);
   if (violations.length > 0) {
     process.env["PGAF_TEST_KEEP"] = "1";
+    writeFileSync(join(cluster.base, FOUND), `${violations.join("\n")}\n`);
     say(await cluster.story());
   }
   return { ...report, violations };
@@ -248,20 +251,13 @@ async function main(): Promise<number> {
     number,
     number,
   ];
-  if (!(minutes > 0)) throw new Error("--minutes takes a number above 0");
-  if (!Number.isInteger(seed)) throw new Error("--seed takes a whole number");
-  if (!Number.isInteger(nodes) || nodes < 2) throw new Error("--nodes takes a whole number from 2");
+  if (!(minutes > 0)) throw new UsageError("--minutes takes a number above 0");
+  if (!Number.isInteger(seed)) throw new UsageError("--seed takes a whole number");
+  if (!Number.isInteger(nodes) || nodes < 2)
+    throw new UsageError("--nodes takes a whole number from 2");
   const { violations, ...counts } = await chaos({ minutes, seed, nodes });
   console.log(`${JSON.stringify(counts)}\n${violations.length} violations (seed ${seed})`);
   return violations.length === 0 ? 0 : 1;
 }
 
-if (import.meta.main) {
-  for (const [name, code] of [
-    ["SIGINT", 130],
-    ["SIGTERM", 143],
-  ] as const) {
-    process.once(name, () => process.exit(code)); // What runs is killed at the exit.
-  }
-  process.exit(await main());
-}
+if (import.meta.main) await runScript("chaos", main);
