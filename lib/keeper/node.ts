@@ -183,6 +183,8 @@ export function upstreamConninfo(node: Node, upstream: Peer, database = "postgre
     keepalives_interval: 1,
     keepalives_count: 3,
     tcp_user_timeout: 3000,
+    // The other side's: as long as a primary that was unplugged goes on sending this, its packets wait when it's back.
+    options: "-c tcp_user_timeout=2000",
     passfile: passfileOf(node.paths),
     ...upstreamTls(node),
   });

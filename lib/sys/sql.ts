@@ -143,7 +143,7 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
       try {
         if (connection === undefined || connection.ended()) connection = connect();
         const mine = connection;
-        return await raceAbort(work(mine, remainingMs), signal, () => mine.end());
+        return await raceAbort(work(mine, remainingMs), signal, () => mine.cut());
       } finally {
         leave();
       }
@@ -240,11 +240,13 @@ function openConnection(target: Target, events: ConnectionEvents): Connection {
     over = true;
   };
 
-  const end = () => {
+  const end = (isCut = false) => {
     over = true;
     clearTimeout(connectTimer);
     ending ??= (async () => {
       abandon.abort(connectionError("CONNECTION_ENDED", target, "closed on this side"));
+      // What can't be delivered would keep the kernel trying for long after.
+      if (isCut && !target.host.startsWith("/")) socket?.resetAndDestroy();
       await sql.end({ timeout: 0 });
       // The package has sent its good-bye; a peer that never answers must not keep the process alive.
       socket?.destroySoon();
@@ -333,7 +335,8 @@ function openConnection(target: Target, events: ConnectionEvents): Connection {
       return last?.command ?? (result as { command?: string }).command ?? "";
     },
     ended: () => over,
-    end,
+    end: () => end(),
+    cut: () => end(true),
   };
 }
 
@@ -372,7 +375,7 @@ async function runTransaction<T>(
   const query: Query = async (text, params = [], { timeoutMs, signal: caller, prepare } = {}) => {
     invariant(open, "a query came after the end of its transaction");
     return bounded(target, timeoutMs ?? remainingMs(), [caller], ({ signal }) =>
-      raceAbort(connection.query(text, params, prepare), signal, () => connection.end()),
+      raceAbort(connection.query(text, params, prepare), signal, () => connection.cut()),
     );
   };
   // not waited for: the first statement goes out with it
@@ -400,7 +403,7 @@ async function rollBack(connection: Connection, target: Target): Promise<void> {
   if (connection.ended()) return;
   try {
     await bounded(target, ROLLBACK_MS, [], ({ signal }) =>
-      raceAbort(connection.script("rollback"), signal, () => connection.end()),
+      raceAbort(connection.script("rollback"), signal, () => connection.cut()),
     );
   } catch {
     // The body's own error is the one to tell; without a connection the server rolls back by itself.

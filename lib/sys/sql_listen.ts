@@ -47,7 +47,7 @@ export function makeSubscriptions(
 
   const say = (on: Connection, text: string, timeoutMs: number) =>
     bounded(target, timeoutMs, [closing], ({ signal }) =>
-      raceAbort(on.script(text), signal, () => on.end()),
+      raceAbort(on.script(text), signal, () => on.cut()),
     );
 
   /** Subscribes what is not yet subscribed on a connection, then watches it until it is lost or something is added. */

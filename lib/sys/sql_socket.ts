@@ -3,6 +3,7 @@
 import { isIP, type NetConnectOpts, connect as netConnect, type Socket } from "node:net";
 import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
 import { errorText } from "./errors.ts";
+import { noteReached, pluggedIn } from "./link.ts";
 import { connectionError, type Ssl, sqlState, type Target } from "./sql_target.ts";
 import { currentSsl } from "./sql_tls.ts";
 
@@ -19,7 +20,9 @@ export async function openSocket(target: Target, signal: AbortSignal): Promise<S
   try {
     signal.throwIfAborted();
     const ssl = currentSsl(target);
+    await pluggedIn(target.host, failed.signal);
     const plain = await connectFirst(target, failed.signal);
+    noteReached(target.host, plain);
     sockets.push(plain);
     plain.on("error", give);
     plain.on("close", () =>

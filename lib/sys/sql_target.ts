@@ -81,6 +81,8 @@ export type Connection = {
   ended(): boolean;
   /** Ends it at once; what is under way rejects. */
   end(): Promise<void>;
+  /** The same where the other side doesn't answer: it's told nothing but that the connection is void. */
+  cut(): Promise<void>;
 };
 
 /** What a connection tells by itself. */
