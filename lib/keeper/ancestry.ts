@@ -7,6 +7,7 @@ import { closeSync, openSync, readFileSync, readSync } from "node:fs";
 import { join } from "node:path";
 import { formatLsn } from "../group/lsn.ts";
 import type { Observation } from "../pg/local.ts";
+import type { Tablespace } from "../pg/tablespaces.ts";
 import {
   type Branch,
   historyFile,
@@ -18,6 +19,7 @@ import {
 import type { Promotion } from "../shapes.ts";
 import { AppError } from "../sys/errors.ts";
 import { queryOnce, type Target, tlsProblem } from "../sys/sql.ts";
+import { TABLESPACES } from "./tablespaces.ts";
 
 /** As much as holds the checksums of the last few records. */
 const COMPARED_BYTES = 512;
@@ -32,6 +34,7 @@ export type Source = {
   readonly slots: readonly string[];
   readonly history: string;
   readonly segmentBytes: bigint;
+  readonly tablespaces: readonly Tablespace[];
 };
 
 /** @throws {AppError} config: the certificate of one side isn't good for the other; else as `queryOnce` */
@@ -59,6 +62,7 @@ export async function askSource(target: Target): Promise<Source | undefined> {
     slots: string[];
     history: string | null;
     segment: string;
+    tablespaces: Tablespace[];
   }>(
     target,
     `select (select system_identifier::text from pg_control_system()) as sysid, me.timeline,
@@ -67,7 +71,8 @@ export async function askSource(target: Target): Promise<Source | undefined> {
        to_json(array(select slot_name::text from pg_replication_slots where wal_status is distinct from 'lost')) as slots,
        convert_from(pg_read_binary_file('pg_wal/' || lpad(upper(to_hex(me.timeline)), 8, '0') || '.history',
          0, 1048576, true), 'UTF8') as history,
-       pg_size_bytes(current_setting('wal_segment_size'))::text as segment
+       pg_size_bytes(current_setting('wal_segment_size'))::text as segment,
+       (select coalesce(json_agg(found), '[]') from (${TABLESPACES}) found) as tablespaces
      from (select ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int as timeline offset 0) as me`,
     [],
     { timeoutMs: ASK_TIMEOUT_MS },
@@ -81,6 +86,7 @@ export async function askSource(target: Target): Promise<Source | undefined> {
       slots: row.slots,
       history: row.history ?? "",
       segmentBytes: BigInt(row.segment),
+      tablespaces: row.tablespaces,
     }
   );
 }

@@ -20,18 +20,16 @@ export const copyPaths = (pgdata: string): readonly [copy: string, replaced: str
   `${pgdata}.replaced`,
 ];
 
-const tablespacesAt = (source: Target): Promise<readonly Tablespace[]> =>
-  queryOnce<Tablespace>(
-    source,
-    `select oid::text, pg_tablespace_location(oid) as location from pg_tablespace
-     where pg_tablespace_location(oid) like '/%' order by oid`,
-    [],
-    { timeoutMs: ASK_TIMEOUT_MS },
-  );
+/** A query for those with a directory of their own. */
+export const TABLESPACES = `select oid::text, pg_tablespace_location(oid) as location from pg_tablespace
+     where pg_tablespace_location(oid) like '/%' order by oid`;
 
 /** Makes the directories of the source's tablespaces that are missing here. */
 export async function makeMissingLocations(source: Target): Promise<void> {
-  for (const { location } of await tablespacesAt(source)) makeLocation(location);
+  const tablespaces = await queryOnce<Tablespace>(source, TABLESPACES, [], {
+    timeoutMs: ASK_TIMEOUT_MS,
+  });
+  for (const { location } of tablespaces) makeLocation(location);
 }
 
 /**
@@ -43,8 +41,8 @@ export async function prepareTablespaces(
   pgdata: string,
   major: number,
   source: Target,
-): Promise<readonly Tablespace[]> {
-  const tablespaces = await tablespacesAt(source);
+  tablespaces: readonly Tablespace[],
+): Promise<void> {
   const sourceHas = async (path: string): Promise<boolean> => {
     const text = "select (pg_stat_file($1::text, true)).size is not null as there";
     const [row] = await queryOnce<{ there: boolean }>(source, text, [path], {
@@ -54,7 +52,6 @@ export async function prepareTablespaces(
   };
   const known = [pgdata, ...copyPaths(pgdata)];
   await prepareLocations(tablespaces, { pgdata, known, major, sourceHas });
-  return tablespaces;
 }
 
 /**

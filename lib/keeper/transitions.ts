@@ -18,7 +18,7 @@ import {
 } from "../pg/local.ts";
 import { livePostmaster, removeMisleadingPidFile } from "../pg/server.ts";
 import { clearStandbySettings, hasStandbySignal, writeStandbySettings } from "../pg/settings.ts";
-import { removeTablespaces, type Tablespace } from "../pg/tablespaces.ts";
+import { removeTablespaces } from "../pg/tablespaces.ts";
 import type { KeeperState, Peer } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText, invariant } from "../sys/errors.ts";
@@ -423,16 +423,20 @@ function requireSameSystem(node: Node, source: Source): void {
   });
 }
 
-/** The primary's tablespaces; nothing has been touched when they can't have their place here. */
-const placesFor = (node: Node, upstream: Peer): Promise<readonly Tablespace[]> =>
-  prepareTablespaces(node.config.pgdata, node.binaries.major, upstreamTarget(node, upstream));
+/** For the primary's tablespaces; nothing has been touched when they can't have their place here. */
+const makePlaces = (node: Node, upstream: Peer, { tablespaces }: Source): Promise<void> =>
+  prepareTablespaces(
+    node.config.pgdata,
+    node.binaries.major,
+    upstreamTarget(node, upstream),
+    tablespaces,
+  );
 
 /** A base backup beside the data directory, which is replaced only by a complete one. */
 async function clone(
   node: Node,
   upstream: Peer,
   source: Source,
-  tablespaces: readonly Tablespace[],
   signal: AbortSignal,
 ): Promise<void> {
   const { config, binaries } = node;
@@ -449,7 +453,7 @@ async function clone(
       target: copy,
       conninfo: upstreamConninfo(node, upstream),
       slot: standbyName(ownId(node)),
-      tablespaces,
+      tablespaces: source.tablespaces,
       timeoutMs: BACKUP_STALL_MS,
       signal,
       onProgress: progress,
@@ -517,7 +521,7 @@ async function takeBack(
   const upstream = requireUpstream(node);
   const source = await sourceReady(node, upstream, signal);
   requireSameSystem(node, source);
-  const tablespaces = await placesFor(node, upstream);
+  await makePlaces(node, upstream, source);
   signal.throwIfAborted();
   await stopNode(node, fenceStop(node));
   if (byCopy && node.state.data === "ready") save(node, { data: "copying" });
@@ -530,7 +534,7 @@ async function takeBack(
       save(node, { data: "copying" });
     }
   }
-  if (node.state.data !== "ready") await clone(node, upstream, source, tablespaces, signal);
+  if (node.state.data !== "ready") await clone(node, upstream, source, signal);
   await startAsStandby(node, upstream, signal);
 }
 
@@ -542,12 +546,13 @@ const initStandby: Transit = async (node, signal) => {
   if (node.state.data === "none" || node.state.data === "copying" || node.state.data === "copied") {
     const there = existsSync(node.config.pgdata) && readdirSync(node.config.pgdata).length > 0;
     invariant(!there || node.state.data !== "none", "create has seen an empty data directory");
-    await clone(node, upstream, source, await placesFor(node, upstream), signal);
+    await makePlaces(node, upstream, source);
+    await clone(node, upstream, source, signal);
     await startAsStandby(node, upstream, signal);
     return;
   }
   if (!(await isFreshCopy(node, source))) return rewindOrClone(node, signal);
-  await placesFor(node, upstream);
+  await makePlaces(node, upstream, source);
   await stopNode(node, fenceStop(node));
   await startAsStandby(node, upstream, signal);
 };

@@ -177,6 +177,11 @@ export class Network implements Disposable {
     ip("-n", this.namespace("switch"), "link", "set", label, state);
   }
 
+  /** As of a host that boots: its kernel has not asked for anybody's hardware address yet. */
+  forgetNeighbours(label: string): void {
+    ip("-n", this.namespace(label), "neigh", "flush", "all");
+  }
+
   #plugIn(port: string): void {
     ip("-n", this.namespace("switch"), "link", "set", port, "master", "bridge", "up");
   }

@@ -73,6 +73,7 @@ export const CASES = {
     },
     heal: async ({ site, system, primary }) => {
       site.rack.setPort(primary.label, "up");
+      site.rack.forgetNeighbours(primary.label);
       await system.boot(primary);
     },
   },
