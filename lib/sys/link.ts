@@ -13,8 +13,15 @@ export function noteReached(host: string, { localAddress, remoteAddress }: Socke
 }
 
 /** An interface without a link is not among those that are told. */
-const isPluggedIn = (): boolean =>
-  Object.values(networkInterfaces()).some((addresses) => addresses?.some((each) => !each.internal));
+function isPluggedIn(): boolean {
+  try {
+    return Object.values(networkInterfaces()).some((addresses) =>
+      addresses?.some((each) => !each.internal),
+    );
+  } catch {
+    return true; // a service without AF_NETLINK isn't told
+  }
+}
 
 /**
  * Comes back at once unless this host has no link to any network. What is sent meanwhile is not only
