@@ -1,6 +1,6 @@
 /** The keeper's word to the monitor, and what it's told: a report each heartbeat, or when there is news. */
 import type { Policy } from "../group/view.ts";
-import { type MonitorClient, openMonitor, waitsForTestimony } from "../monitor/client.ts";
+import { openMonitor, waitsForTestimony } from "../monitor/client.ts";
 import type { Answer, Report } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { AppError, errorText } from "../sys/errors.ts";
@@ -15,9 +15,15 @@ import { countsAsRunning, isNews, reportOf, sentenceOf } from "./report.ts";
 import { rereadSettings, settleMembership } from "./settings.ts";
 import { rememberer, testimonyOf } from "./testimony.ts";
 
+const REPORT_MAX_MS = 1000;
 /** No longer than a heartbeat, nor a second: over another connection the next report may get through before the fence closes. */
 const reportTimeoutMs = ({ heartbeatMs }: Policy): number =>
-  Math.max(250, Math.min(heartbeatMs, 1000));
+  Math.max(250, Math.min(heartbeatMs, REPORT_MAX_MS));
+/**
+ * A session that comes up too slowly is given twice the time at the next attempt, up to 16 times: a monitor
+ * that all keepers turn to anew at once would otherwise begin with all of them again and again.
+ */
+const DOUBLED_MAX = 4;
 /** The report goes out with the observation; this much later it goes without. */
 const REPORT_SLACK_MS = 150;
 const REPORT = "the report to the monitor";
@@ -56,11 +62,22 @@ export function makeReporter(
   options: { readonly failFast: boolean; readonly leave: () => void },
 ): Reporter {
   const { node, policy, notifier } = loop;
-  let monitor: MonitorClient = openMonitor(node.config.monitor, loop.wake);
-  let tell = tellingTo(monitor, node.config.formation);
-  let remember = rememberer(node, monitor);
+  /** The monitor of the settings, and what is known of what it has been told and has told. */
+  const connect = () => {
+    const monitor = openMonitor(node.config.monitor, {
+      onClose: loop.wake,
+      connectTimeoutMs: REPORT_MAX_MS * 2 ** DOUBLED_MAX,
+    });
+    return {
+      monitor,
+      tell: tellingTo(monitor, node.config.formation),
+      remember: rememberer(node, monitor),
+    };
+  };
+  let line = connect();
   let monitorIsStale = false;
   let isReporting = false;
+  let doubled = 0;
   let sequence = 0n;
   let acknowledged: string | undefined;
   /** One that could not be written, which is tried again with each report, and said once. */
@@ -97,10 +114,15 @@ export function makeReporter(
     });
     log[steady === lastSaid ? "debug" : "info"](whole);
     lastSaid = steady;
-    const asked = monitor;
+    const asked = line;
     try {
-      const answer = await tell(ownId(node), report, reportTimeoutMs(policy()));
-      if (asked !== monitor) return;
+      const answer = await asked.tell(
+        ownId(node),
+        report,
+        reportTimeoutMs(policy()) * 2 ** doubled,
+      );
+      doubled = 0;
+      if (asked !== line) return;
       counts.answered += 1;
       counts.tookMs += monotonicMs() - nowMs;
       const { counts: isValid, before } = contact.answered(nowMs);
@@ -115,21 +137,22 @@ export function makeReporter(
       contact.remember();
       if (!monitorIsStale) {
         settleMembership(node);
-        remember(isSame);
+        asked.remember(isSame);
       }
       if (!report.pgIsRunning) acknowledged = report.state;
       if (report.state === "dropped") loop.finish("dropped");
     } catch (error) {
-      if (asked !== monitor) return;
+      if (asked !== line) return;
       if (error instanceof AppError && error.kind === "dropped") {
         // an operator who takes the node out of its group has said so in the settings before
         await readSettings();
-        if (asked !== monitor) return;
+        if (asked !== line) return;
         log.error(errorText(error));
         options.leave();
         return;
       }
       counts.failed += 1;
+      doubled = asked.monitor.isSlow ? Math.min(doubled + 1, DOUBLED_MAX) : 0;
       if (contact.standing !== "lost") log.warn(errorText(error));
       contact.lose();
       if (loop.crash && contact.standing === "lost") loop.crash.considered = true;
@@ -144,7 +167,7 @@ export function makeReporter(
 
   /** A hint that something has changed: read again; correctness never depends on it. */
   function watch(): void {
-    monitor
+    line.monitor
       .hear((payload) => {
         const { crash } = loop;
         const asked = crash?.considered === true ? undefined : crash?.asked;
@@ -158,10 +181,8 @@ export function makeReporter(
 
   /** Whatever the monitor before says from here on is void; goals that were heard of stay. */
   function changeMonitor(): void {
-    const before = monitor;
-    monitor = openMonitor(node.config.monitor, loop.wake);
-    tell = tellingTo(monitor, node.config.formation);
-    remember = rememberer(node, monitor);
+    const before = line.monitor;
+    line = connect();
     contact.lose();
     loop.reportWanted = true;
     if (isDisabled()) log.info("Going on without a monitor");
@@ -189,7 +210,7 @@ export function makeReporter(
   /** The monitor has lost its memory, and records nothing before it has heard what each keeper knows. */
   async function testify(report: Report): Promise<void> {
     try {
-      await monitor.testify(node.state.identity, testimonyOf(node, report));
+      await line.monitor.testify(node.state.identity, testimonyOf(node, report));
     } catch (error) {
       log.warn(errorText(error));
     }
@@ -285,9 +306,9 @@ export function makeReporter(
     },
     readSettings,
     recordEvent: (sentence) =>
-      monitor
+      line.monitor
         .reportEvent(node.config.formation, ownId(node), node.state.identity, sentence)
         .catch((error: unknown) => log.debug(`event not recorded: ${errorText(error)}`)),
-    [Symbol.asyncDispose]: async () => monitor[Symbol.asyncDispose](),
+    [Symbol.asyncDispose]: async () => line.monitor[Symbol.asyncDispose](),
   };
 }

@@ -77,6 +77,8 @@ export type NodeMetadata = {
 };
 
 export type MonitorClient = AsyncDisposable & {
+  /** As `Db`'s: the monitor is there, and too busy to take up a new session in time. */
+  readonly isSlow: boolean;
   register(registration: Registration): Promise<Answer>;
   /** One report; `timeoutMs` bounds it, connecting included. */
   nodeActive(formation: string, nodeId: number, report: Report, timeoutMs: number): Promise<Answer>;
@@ -297,10 +299,17 @@ const unknownGroup = (formation: string, group?: number): AppError =>
     { hint: HINTS["PA001"] },
   );
 
-/** @param onClose called when an established connection ends */
-export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
-  const target = monitorTarget(uri);
-  const db: Db = openDb(target, onClose ? { onClose } : {});
+/**
+ * @param options onClose: called when an established connection ends; connectTimeoutMs: until a session is ready, where
+ *   that is more than a second
+ */
+export function openMonitor(
+  uri: string,
+  options: { readonly onClose?: () => void; readonly connectTimeoutMs?: number } = {},
+): MonitorClient {
+  const { onClose, connectTimeoutMs } = options;
+  const target = { ...monitorTarget(uri), ...(connectTimeoutMs && { connectTimeoutMs }) };
+  const db: Db = openDb(target, { onClose });
   const ask = async (
     text: string,
     params: readonly unknown[],
@@ -326,6 +335,9 @@ export function openMonitor(uri: string, onClose?: () => void): MonitorClient {
   };
   const single = (rows: Row[]): unknown => rows[0]?.["value"];
   return {
+    get isSlow() {
+      return db.isSlow;
+    },
     async register(r) {
       const rows = await change(
         "select pgautofailover.register_node($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) as value",

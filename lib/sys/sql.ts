@@ -84,6 +84,8 @@ export type Db = AsyncDisposable & {
    * For who calls often, since only a call makes one. `onNotify` gets "" for what may have been missed.
    */
   hear(channel: string, onNotify: (payload: string) => void): Promise<void>;
+  /** The last call found no answer in time on a connection that was made for it and came up: the server is there, and busy. */
+  readonly isSlow: boolean;
   /** Ends the connections at once, and whatever waits on them. */
   close(): Promise<void>;
 };
@@ -112,6 +114,7 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
   const closing = new AbortController();
   const lane = makeLane();
   let connection: Connection | undefined;
+  let isSlow = false;
   let subscriptions: Subscriptions | undefined;
   let heard: { readonly channel: string; readonly onNotify: (payload: string) => void } | undefined;
 
@@ -141,9 +144,14 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
     bounded(target, timeoutMs, [caller, closing.signal], async ({ signal, remainingMs }) => {
       const leave = await lane.enter(signal);
       try {
-        if (connection === undefined || connection.ended()) connection = connect();
-        const mine = connection;
-        return await raceAbort(work(mine, remainingMs), signal, () => mine.cut());
+        const old = connection?.ended() ? undefined : connection;
+        const mine = old ?? connect();
+        connection = mine;
+        isSlow = false;
+        return await raceAbort(work(mine, remainingMs), signal, () => {
+          isSlow = old === undefined && mine.reached();
+          return mine.cut();
+        });
       } finally {
         leave();
       }
@@ -154,6 +162,9 @@ export function openDb(target: Target, options: { onClose?: (() => void) | undef
 
   return {
     query,
+    get isSlow() {
+      return isSlow;
+    },
     async script(text, callOptions) {
       await perform((mine) => mine.script(text), callOptions);
     },
@@ -230,6 +241,7 @@ function openConnection(target: Target, events: ConnectionEvents): Connection {
     tooLate.abort(connectionError("CONNECT_TIMEOUT", target, reason));
   }, target.connectTimeoutMs);
   let socket: Socket | undefined;
+  let reached = false;
   let opened = false;
   let established = false;
   let over = false;
@@ -261,7 +273,9 @@ function openConnection(target: Target, events: ConnectionEvents): Connection {
       throw connectionError("CONNECTION_CLOSED", target, "the connection was lost");
     opened = true;
     const comeUp = AbortSignal.any([abandon.signal, tooLate.signal]);
-    socket = await openSocket(target, comeUp);
+    socket = await openSocket(target, comeUp, () => {
+      reached = true;
+    });
     const abort = () => socket?.destroy(tooLate.signal.reason);
     tooLate.signal.addEventListener("abort", abort, { once: true });
     socket.once("close", () => {
@@ -334,6 +348,7 @@ function openConnection(target: Target, events: ConnectionEvents): Connection {
         : undefined;
       return last?.command ?? (result as { command?: string }).command ?? "";
     },
+    reached: () => reached,
     ended: () => over,
     end: () => end(),
     cut: () => end(true),

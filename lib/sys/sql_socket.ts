@@ -10,8 +10,16 @@ import { currentSsl } from "./sql_tls.ts";
 /** TCP keepalive of an idle connection starts after this time. */
 const KEEPALIVE_MS = 2000;
 
-/** Connects, and encrypts if asked to. The socket has a listener for errors, so none of them is ever uncaught. */
-export async function openSocket(target: Target, signal: AbortSignal): Promise<Socket> {
+/**
+ * Connects, and encrypts if asked to. The socket has a listener for errors, so none of them is ever uncaught.
+ *
+ * @param onReached called when it's accepted on the other side, before it's encrypted
+ */
+export async function openSocket(
+  target: Target,
+  signal: AbortSignal,
+  onReached?: () => void,
+): Promise<Socket> {
   const failed = new AbortController();
   const give = (reason: unknown) => failed.abort(reason);
   const abort = () => give(signal.reason);
@@ -23,6 +31,7 @@ export async function openSocket(target: Target, signal: AbortSignal): Promise<S
     await pluggedIn(target.host, failed.signal);
     const plain = await connectFirst(target, failed.signal);
     noteReached(target.host, plain);
+    onReached?.();
     sockets.push(plain);
     plain.on("error", give);
     plain.on("close", () =>

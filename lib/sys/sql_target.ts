@@ -78,6 +78,8 @@ export type Connection = {
   ): Promise<R[]>;
   /** Statements without parameters: the last one's command tag, e.g. "COMMIT". */
   script(text: string): Promise<string>;
+  /** It was accepted on the other side, which does not mean that anybody there has looked at it. */
+  reached(): boolean;
   ended(): boolean;
   /** Ends it at once; what is under way rejects. */
   end(): Promise<void>;

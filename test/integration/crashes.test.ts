@@ -1,5 +1,7 @@
 /** Several things die at once, or one after another while the group still mends itself. */
 import { expect } from "bun:test";
+import { appendFileSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import type { Cluster } from "../helpers/cluster.ts";
 import { killUnder } from "../helpers/processes.ts";
 import { scenariosOf } from "../helpers/scenario.ts";
@@ -97,6 +99,34 @@ scenario(
     secondary.start();
     await writer.waitForWrites(20, 20_000);
     await cluster.healthy(20_000);
+  },
+);
+
+scenario(
+  "a monitor that takes 2 s for each new session: its keepers get through all the same",
+  60_000,
+  async ({ cluster, writer }) => {
+    const conf = join(cluster.monitor.pgdata, "postgresql.conf");
+    const before = readFileSync(conf, "utf8");
+    const reread = () => process.kill(cluster.monitor.requirePostmaster(), "SIGHUP");
+    appendFileSync(conf, "post_auth_delay = 2\n");
+    try {
+      reread();
+      const sessions = await cluster.askMonitor(
+        "select pid from pg_stat_activity where application_name = 'pg_auto_failover keeper'",
+      );
+      expect(sessions).toHaveLength(2);
+      for (const { pid } of sessions) process.kill(Number(pid), "SIGTERM");
+      const [ended] = await cluster.askMonitor("select clock_timestamp()::text as at");
+      await cluster.waitFor("both keepers to report over a new session", 20_000, async () => {
+        const text = "select from pgautofailover.node where reporttime < $1::text::timestamptz";
+        return (await cluster.askMonitor(text, [ended?.["at"]])).length === 0;
+      });
+    } finally {
+      writeFileSync(conf, before);
+      reread();
+    }
+    await writer.waitForWrites(20, 10_000);
   },
 );
 
