@@ -116,24 +116,6 @@ scenario(
   },
 );
 
-scenario("a primary that was unplugged is back in contact once it's plugged in", async (scene) => {
-  const { cluster, network, primary, secondary, writer } = scene;
-  network.setPort(primary.label, "down");
-  const cutMs = nowMs();
-  await cluster.waitFor("a write on the other node", FAILOVER_LIMIT_MS, () =>
-    writer.firstElsewhere(primary.port, cutMs),
-  );
-  const mark = primary.mark();
-  network.setPort(primary.label, "up");
-  const backMs = nowMs();
-  await cluster.waitFor("the monitor's answer", 5000, () =>
-    primary.log(mark).includes('to "demoted"'),
-  );
-  // the kernel alone would ask for the monitor's hardware address once a second
-  expect(nowMs() - backMs).toBeLessThan(400);
-  expect(await cluster.healthy(30_000)).toBe(secondary);
-});
-
 scenario("the link between the two is cut: the primary goes on alone, nobody fails over", (scene) =>
   aloneUntilHealed(scene, ({ network, primary, secondary }) =>
     network.cut([primary.label], [secondary.label]),
