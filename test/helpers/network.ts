@@ -41,7 +41,12 @@ export class Network implements Disposable {
   readonly #places = new Map<string, Place>();
   readonly #cuts = new Set<string>();
   readonly #lossy = new Map<string, number>();
-  readonly #removeOnExit = () => this[Symbol.dispose]();
+  /** Who runs on its hosts ends with the test's process. */
+  readonly #removeOnExit = () => {
+    for (const label of this.labels)
+      for (const pid of this.processesOn(label)) signal(pid, "SIGKILL");
+    remove(this.name);
+  };
 
   constructor() {
     removeLeftovers();
