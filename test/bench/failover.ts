@@ -9,13 +9,13 @@
  *   bun test/bench/failover.ts [--count 20] [--nodes 2]
  */
 import { cpus } from "node:os";
-import { parseArgs } from "node:util";
 import type { Scenario } from "../../lib/drill/faults.ts";
 import type { Spread } from "../../lib/drill/outage.ts";
 import { summaryOf } from "../../lib/drill/report.ts";
 import { type Report, runDrill } from "../../lib/drill/run.ts";
 import { openMonitor } from "../../lib/monitor/client.ts";
 import { Cluster } from "../helpers/cluster.ts";
+import { parseFlags, runScript, wholeNumber } from "../helpers/script.ts";
 
 const SETTLE_MS = 60_000;
 const SERIES = [
@@ -25,16 +25,12 @@ const SERIES = [
 ] as const;
 
 async function main(): Promise<number> {
-  const { values } = parseArgs({
-    options: {
-      count: { type: "string", default: "20" },
-      nodes: { type: "string", default: "2" },
-    },
+  const values = parseFlags({
+    count: { type: "string", default: "20" },
+    nodes: { type: "string", default: "2" },
   });
-  const count = Number(values.count);
-  if (!Number.isInteger(count) || count < 1) throw new Error("--count takes a whole number from 1");
-  const nodes = Number(values.nodes);
-  if (!Number.isInteger(nodes) || nodes < 2) throw new Error("--nodes takes a whole number from 2");
+  const count = wholeNumber("count", values.count);
+  const nodes = wholeNumber("nodes", values.nodes, 2);
   const [cpu] = cpus();
   console.log(
     `machine: ${cpus().length} cores, ${cpu?.model.trim()}; ${nodes} nodes, ${count} rounds each`,
@@ -83,4 +79,4 @@ function spread(values: Spread | undefined): string {
   return `min ${at(values?.min)}, median ${at(values?.median)}, max ${at(values?.max)}`;
 }
 
-process.exit(await main());
+await runScript("failover", main);

@@ -8,8 +8,8 @@
  */
 import { readFileSync } from "node:fs";
 import { cpus } from "node:os";
-import { parseArgs } from "node:util";
 import { Cluster } from "../helpers/cluster.ts";
+import { parseFlags, positiveNumber, runScript } from "../helpers/script.ts";
 import type { Service } from "../helpers/service.ts";
 import { nowMs } from "../helpers/wait.ts";
 
@@ -19,9 +19,8 @@ const CPU_LIMIT_S = 0.3;
 const TICKS_A_SECOND = 100;
 
 async function main(): Promise<number> {
-  const { values } = parseArgs({ options: { seconds: { type: "string", default: "60" } } });
-  const seconds = Number(values.seconds);
-  if (!(seconds > 0)) throw new Error("--seconds takes a number above 0");
+  const values = parseFlags({ seconds: { type: "string", default: "60" } });
+  const seconds = positiveNumber("seconds", values.seconds);
   const [cpu] = cpus();
   console.log(`machine: ${cpus().length} cores, ${cpu?.model.trim()}; ${seconds} s of idling`);
 
@@ -65,4 +64,4 @@ function cpuSeconds(pid: number): number {
   return (Number(fields[11]) + Number(fields[12])) / TICKS_A_SECOND;
 }
 
-process.exit(await main());
+await runScript("idle", main);

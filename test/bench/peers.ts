@@ -23,9 +23,8 @@
  */
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
-import { parseArgs } from "node:util";
 import { isRoot } from "../helpers/owner.ts";
-import { runScript, UsageError } from "../helpers/script.ts";
+import { parseFlags, runScript, UsageError, wholeNumber } from "../helpers/script.ts";
 import { nowMs } from "../helpers/wait.ts";
 import { CASES, type CaseName, measure, PATIENCE_MS, wholePair } from "./peers/cases.ts";
 import { idleCosts } from "./peers/idle.ts";
@@ -96,26 +95,16 @@ async function main(): Promise<number> {
 
 // ------------------------------------------------------------ the command line
 
-function parseFlags() {
-  try {
-    return parseArgs({
-      options: {
-        runs: { type: "string", default: "10" },
-        cases: { type: "string", default: ROWS.join() },
-        systems: { type: "string", default: SYSTEMS.join() },
-        settings: { type: "string", default: SETTINGS.join() },
-        "idle-seconds": { type: "string", default: "60" },
-        out: { type: "string" },
-        resume: { type: "string" },
-      },
-    }).values;
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error));
-  }
-}
-
 function readCommandLine(): { file: string; lines: Line[]; options: Options } {
-  const values = parseFlags();
+  const values = parseFlags({
+    runs: { type: "string", default: "10" },
+    cases: { type: "string", default: ROWS.join() },
+    systems: { type: "string", default: SYSTEMS.join() },
+    settings: { type: "string", default: SETTINGS.join() },
+    "idle-seconds": { type: "string", default: "60" },
+    out: { type: "string" },
+    resume: { type: "string" },
+  });
   const machine = `${cpus().length} cores, ${cpus()[0]?.model.trim()}`;
   const { out, resume } = values;
   if (resume !== undefined) {
@@ -153,12 +142,6 @@ function readLines(file: string): Line[] {
         return [];
       }
     });
-}
-
-function wholeNumber(name: string, text: string): number {
-  const value = Number(text);
-  if (Number.isInteger(value) && value >= 1) return value;
-  throw new UsageError(`--${name} takes a whole number from 1, not "${text}"`);
 }
 
 function wordsOf<T extends string>(name: string, text: string, known: readonly T[]): T[] {

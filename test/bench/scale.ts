@@ -13,7 +13,6 @@
 import { readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { cpus } from "node:os";
-import { parseArgs } from "node:util";
 import { canTakeWrites, STATE_TRAITS } from "../../lib/fsm.ts";
 import type { SyncSet } from "../../lib/group/view.ts";
 import { type Telling, tellingTo } from "../../lib/keeper/heartbeat.ts";
@@ -24,6 +23,7 @@ import { type MonitorClient, openMonitor } from "../../lib/monitor/client.ts";
 import type { Answer, KeeperState, Report } from "../../lib/shapes.ts";
 import { Cluster } from "../helpers/cluster.ts";
 import { childrenOf } from "../helpers/processes.ts";
+import { parseFlags, runScript, wholeNumber } from "../helpers/script.ts";
 import { nowMs, waitFor } from "../helpers/wait.ts";
 
 const CORE_LIMIT = 1;
@@ -216,19 +216,13 @@ class SimulatedNode {
 }
 
 async function main(): Promise<number> {
-  const { values } = parseArgs({
-    options: {
-      groups: { type: "string", default: "500" },
-      connections: { type: "string", default: "200" },
-      seconds: { type: "string", default: "30" },
-      crashes: { type: "string", default: "100" },
-    },
+  const values = parseFlags({
+    groups: { type: "string", default: "500" },
+    connections: { type: "string", default: "200" },
+    seconds: { type: "string", default: "30" },
+    crashes: { type: "string", default: "100" },
   });
-  const count = (name: keyof typeof values): number => {
-    const number = Number(values[name]);
-    if (Number.isInteger(number) && number > 0) return number;
-    throw new Error(`--${name} takes a whole number from 1`);
-  };
+  const count = (name: keyof typeof values): number => wholeNumber(name, values[name]);
   const [groups, connections] = [count("groups"), count("connections")];
   const [seconds, crashes] = [count("seconds"), count("crashes")];
   const [cpu] = cpus();
@@ -370,6 +364,4 @@ function serverMegabytes(postmaster: number): number {
   }, 0);
 }
 
-// what the cluster has started ends with this process
-process.once("SIGTERM", () => process.exit(143));
-process.exit(await main());
+await runScript("scale", main);

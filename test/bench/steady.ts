@@ -12,12 +12,17 @@
  * Needs root, iproute2, nftables and util-linux.
  */
 import { cpus } from "node:os";
-import { parseArgs } from "node:util";
 import { PRESETS } from "../../lib/group/view.ts";
 import type { Event } from "../helpers/cluster.ts";
 import { findObstacle, NetnsCluster } from "../helpers/netns.ts";
 import { type PresetName, usePreset } from "../helpers/preset.ts";
-import { runScript, UsageError } from "../helpers/script.ts";
+import {
+  parseFlags,
+  positiveNumber,
+  runScript,
+  UsageError,
+  wholeNumber,
+} from "../helpers/script.ts";
 import { nowMs, waitFor } from "../helpers/wait.ts";
 import type { Writer } from "../helpers/writer.ts";
 
@@ -88,32 +93,17 @@ async function main(): Promise<number> {
 }
 
 function readCommandLine(): Options {
-  const values = parseFlags();
-  const [minutes, nodes] = [Number(values.minutes), Number(values.nodes)];
-  if (!(minutes > 0 && Number.isFinite(minutes))) {
-    throw new UsageError(`--minutes takes a number above 0, not "${values.minutes}"`);
-  }
-  if (!Number.isInteger(nodes) || nodes < 2) {
-    throw new UsageError(`--nodes takes a whole number from 2, not "${values.nodes}"`);
-  }
+  const values = parseFlags({
+    minutes: { type: "string", default: "10" },
+    nodes: { type: "string", default: "3" },
+    preset: { type: "string", default: "default" },
+  });
+  const minutes = positiveNumber("minutes", values.minutes);
+  const nodes = wholeNumber("nodes", values.nodes, 2);
   const known = Object.keys(PRESETS) as PresetName[];
   const preset = known.find((name) => name === values.preset);
   if (preset !== undefined) return { minutes, nodes, preset };
   throw new UsageError(`--preset: there is no "${values.preset}", but ${known.join(", ")}`);
-}
-
-function parseFlags() {
-  try {
-    return parseArgs({
-      options: {
-        minutes: { type: "string", default: "10" },
-        nodes: { type: "string", default: "3" },
-        preset: { type: "string", default: "default" },
-      },
-    }).values;
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error));
-  }
 }
 
 /** They end with this process, however that ends. */

@@ -32,6 +32,16 @@ export function scenariosOf(label: string, flags: readonly (readonly string[])[]
     scenario(name, timeoutMs, (cluster) => play(cluster, body));
 }
 
+/** A body that fails prints the story of its cluster. */
+export async function telling(cluster: Cluster, body: () => Promise<void>): Promise<void> {
+  try {
+    await body();
+  } catch (error) {
+    console.error(await cluster.story());
+    throw error;
+  }
+}
+
 /**
  * Tests that share what the first of them makes, until one fails.
  *

@@ -1,7 +1,13 @@
 /** Whom commits wait for, and what follows from it: four nodes, and three of which one is asynchronous. */
 import { expect, test } from "bun:test";
 import { Cluster } from "../helpers/cluster.ts";
-import { freezeSender, nothingLost, type Scene, scenariosOf } from "../helpers/scenario.ts";
+import {
+  freezeSender,
+  nothingLost,
+  type Scene,
+  scenariosOf,
+  telling,
+} from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
 
 const TIMEOUT_MS = 90_000;
@@ -100,7 +106,7 @@ test(
   "an asynchronous node is never counted, nor waited for",
   async () => {
     await using cluster = await Cluster.of("async", [[], [], ["--replication-quorum", "false"]]);
-    try {
+    await telling(cluster, async () => {
       const primary = await cluster.healthy(10_000);
       const asynchronous = cluster.node("node3");
       const quorum = cluster.nodes.find((node) => node !== primary && node !== asynchronous);
@@ -118,10 +124,7 @@ test(
       primary.start();
       await cluster.healthy(30_000);
       await nothingLost(cluster, writer);
-    } catch (error) {
-      console.error(await cluster.story());
-      throw error;
-    }
+    });
   },
   TIMEOUT_MS,
 );
@@ -130,7 +133,7 @@ test(
   "a node is added and another dropped in the middle of a failover",
   async () => {
     await using cluster = await Cluster.of("resize", [[], [], []]);
-    try {
+    await telling(cluster, async () => {
       const primary = await cluster.healthy(10_000);
       const [one = primary, two = primary] = cluster.nodes.filter((node) => node !== primary);
       await using writer = await cluster.writer();
@@ -151,10 +154,7 @@ test(
       const settled = await cluster.healthy(30_000, left);
       expect(["node1", "node2"]).toContain(settled.label);
       await nothingLost(cluster, writer, left);
-    } catch (error) {
-      console.error(await cluster.story());
-      throw error;
-    }
+    });
   },
   TIMEOUT_MS,
 );

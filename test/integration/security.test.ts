@@ -7,7 +7,7 @@ import { runRole } from "../helpers/command.ts";
 import { Overheard } from "../helpers/overheard.ts";
 import { giveTo } from "../helpers/owner.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
-import { nothingLost } from "../helpers/scenario.ts";
+import { nothingLost, telling } from "../helpers/scenario.ts";
 import { Authority, SecureCluster } from "../helpers/secure.ts";
 
 const cluster = new SecureCluster("secure");
@@ -15,16 +15,13 @@ const overheard = new Overheard();
 afterAll(() => cluster[Symbol.asyncDispose](), 40_000);
 
 beforeAll(async () => {
-  try {
+  await telling(cluster, async () => {
     await cluster.startMonitor();
     cluster.logEverything(cluster.monitor);
     cluster.logEverything(await cluster.startNode("node1"));
     for (const label of ["node2", "node3"]) await cluster.startNode(label);
     await cluster.healthy(30_000);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 90_000);
 
 /** A step that fails tells the whole story. */

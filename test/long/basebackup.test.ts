@@ -12,13 +12,13 @@ import {
 import { basename, dirname, join } from "node:path";
 import { findBinaries } from "../../lib/pg/binaries.ts";
 import { Cluster } from "../helpers/cluster.ts";
-import { nothingLost } from "../helpers/scenario.ts";
+import { nothingLost, telling } from "../helpers/scenario.ts";
 
 const TABLE_UNSENT = "select 1 from pg_class where relname = 'unsent'";
 
 test("the old primary has WAL that nobody else has: pg_rewind takes it back", async () => {
   await using cluster = await Cluster.twoNodes("rewind");
-  try {
+  await telling(cluster, async () => {
     const old = await cluster.healthy(5000);
     const candidate = cluster.other(old);
     await using writer = await cluster.writer();
@@ -33,15 +33,12 @@ test("the old primary has WAL that nobody else has: pg_rewind takes it back", as
     expect(old.dataDirectoryIdentity()).toBe(data);
     await nothingLost(cluster, writer);
     for (const node of cluster.nodes) expect(await node.ask(TABLE_UNSENT)).toEqual([]);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 60_000);
 
 test("pg_rewind fails: the old primary comes back by pg_basebackup", async () => {
   await using cluster = new Cluster("norewind");
-  try {
+  await telling(cluster, async () => {
     const pgctl = await binariesWithBrokenRewind(join(cluster.base, "postgresql"));
     await cluster.startMonitor();
     const old = await cluster.startNode("node1", ["--pgctl", pgctl]);
@@ -62,15 +59,12 @@ test("pg_rewind fails: the old primary comes back by pg_basebackup", async () =>
     ]);
     await nothingLost(cluster, writer);
     for (const node of cluster.nodes) expect(await node.ask(TABLE_UNSENT)).toEqual([]);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 60_000);
 
 test("the old primary has lost its WAL: it comes back by pg_basebackup", async () => {
   await using cluster = await Cluster.twoNodes("nowal");
-  try {
+  await telling(cluster, async () => {
     const old = await cluster.healthy(5000);
     const candidate = cluster.other(old);
     await using writer = await cluster.writer();
@@ -91,10 +85,7 @@ test("the old primary has lost its WAL: it comes back by pg_basebackup", async (
     expect(old.log(mark)).toMatch(/pg_basebackup/);
     expect(old.dataDirectoryIdentity()).not.toBe(data);
     await nothingLost(cluster, writer);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 60_000);
 
 /**

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { findBinaries } from "../../lib/pg/binaries.ts";
 import { Cluster } from "../helpers/cluster.ts";
 import { makeCluster, runAs } from "../helpers/plain_server.ts";
+import { telling } from "../helpers/scenario.ts";
 import { HERE, type Service } from "../helpers/service.ts";
 
 const END_MS = 30_000;
@@ -31,7 +32,7 @@ const settingsOf = (node: Service): string =>
 
 test("a running primary is adopted without a restart, and its standbys without a new copy", async () => {
   await using cluster = new Cluster("adopt");
-  try {
+  await telling(cluster, async () => {
     await cluster.startMonitor();
     const first = cluster.addNode("node1");
     await makeCluster(cluster.owner, first.pgdata, ["--data-checksums"]);
@@ -88,10 +89,7 @@ test("a running primary is adopted without a restart, and its standbys without a
       { slot_name: "pgautofailover_standby_4", active: true },
       { slot_name: "theirs", active: false },
     ]);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 90_000);
 
 test("the monitor takes its time: until it gives the node a place, a running server stays as it is", async () => {

@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { Cluster } from "../helpers/cluster.ts";
 import { runRole } from "../helpers/command.ts";
-import { scenariosOf } from "../helpers/scenario.ts";
+import { scenariosOf, telling } from "../helpers/scenario.ts";
 
 const scenario = scenariosOf("forks", [[], [], []]);
 const TIMEOUT_MS = 90_000;
@@ -109,7 +109,7 @@ test(
   "the new primary is lost for good: an operator goes on with the old one",
   async () => {
     await using cluster = await Cluster.twoNodes("lost");
-    try {
+    await telling(cluster, async () => {
       const old = await cluster.healthy(10_000);
       const lost = cluster.other(old);
       await using writer = await cluster.writer();
@@ -143,10 +143,7 @@ test(
       expect((await writer.compareWith(old.address)).lost).toEqual([]);
       lost.start();
       expect(await cluster.healthy(40_000)).toBe(old);
-    } catch (error) {
-      console.error(await cluster.story());
-      throw error;
-    }
+    });
   },
   TIMEOUT_MS,
 );

@@ -4,7 +4,7 @@ import { existsSync, readdirSync } from "node:fs";
 import { Cluster } from "../helpers/cluster.ts";
 import { serverOwner } from "../helpers/owner.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
-import { nothingLost } from "../helpers/scenario.ts";
+import { nothingLost, telling } from "../helpers/scenario.ts";
 import { mountSmallDisk, type SmallDisk } from "../helpers/small_disk.ts";
 
 const trial = mountSmallDisk(serverOwner());
@@ -38,7 +38,7 @@ test.skipIf(why !== "")(
   async () => {
     using disk = requireDisk();
     await using cluster = new Cluster("fullcandidate");
-    try {
+    await telling(cluster, async () => {
       await cluster.startMonitor();
       const primary = await cluster.startNode("node1");
       const candidate = cluster.addNode("node2", [], { env: { XDG_DATA_HOME: disk.path } });
@@ -54,10 +54,7 @@ test.skipIf(why !== "")(
       expect(candidate.process?.running).toBe(true);
       disk.free();
       await nothingLost(cluster, writer);
-    } catch (error) {
-      console.error(await cluster.story());
-      throw error;
-    }
+    });
   },
   60_000,
 );
@@ -67,7 +64,7 @@ test.skipIf(why !== "")(
   async () => {
     using disk = requireDisk();
     await using cluster = new Cluster("fullprimary");
-    try {
+    await telling(cluster, async () => {
       await cluster.startMonitor();
       const primary = cluster.addNode("node1", [], { env: { XDG_DATA_HOME: disk.path } });
       await primary.create();
@@ -85,10 +82,7 @@ test.skipIf(why !== "")(
       expect(primary.postmaster()).toBe(postmaster);
       disk.free();
       await nothingLost(cluster, writer);
-    } catch (error) {
-      console.error(await cluster.story());
-      throw error;
-    }
+    });
   },
   60_000,
 );

@@ -6,7 +6,7 @@ import { Cluster } from "../helpers/cluster.ts";
 import { RunningRole, roleCommand } from "../helpers/command.ts";
 import { giveTo, type Owner } from "../helpers/owner.ts";
 import { processesUnder } from "../helpers/processes.ts";
-import { nothingLost } from "../helpers/scenario.ts";
+import { nothingLost, telling } from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
 
 /** Makes a copy take long enough to be met half-way; a hole on the disk of its first owner. */
@@ -16,7 +16,7 @@ const SOME_BYTES = 40 * 1024 * 1024;
 
 test("create is killed after each line that it says, for monitor, primary and secondary", async () => {
   await using cluster = new Cluster("killedcreate");
-  try {
+  await telling(cluster, async () => {
     await createDespiteKills(cluster.monitor);
     cluster.monitor.start();
     const primary = cluster.addNode("node1");
@@ -33,15 +33,12 @@ test("create is killed after each line that it says, for monitor, primary and se
     expect(await cluster.healthy(20_000)).toBe(primary);
     expect((await cluster.states()).length).toBe(2);
     for (const service of [cluster.monitor, primary, secondary]) expectNoLitter(cluster, service);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 120_000);
 
 test("kill -9 in the middle of a base backup: nothing starts on half a copy, the next create completes it", async () => {
   await using cluster = new Cluster("killedbackup");
-  try {
+  await telling(cluster, async () => {
     await cluster.startMonitor();
     const primary = await cluster.startNode("node1");
     await cluster.waitForStates({ node1: "single" }, 15_000);
@@ -68,10 +65,7 @@ test("kill -9 in the middle of a base backup: nothing starts on half a copy, the
     expect(await cluster.healthy(20_000)).toBe(primary);
     expectNoLitter(cluster, secondary);
     await nothingLost(cluster, writer);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 90_000);
 
 type Rewind = {
@@ -88,7 +82,7 @@ type Rewind = {
 function inARewind(name: string, label: string, body: (rewind: Rewind) => Promise<void>): void {
   test(name, async () => {
     await using cluster = await Cluster.twoNodes(label);
-    try {
+    await telling(cluster, async () => {
       const old = await cluster.healthy(5000);
       const source = cluster.other(old);
       makeBallast(cluster.owner, source); // A rewind copies each file that the source has more.
@@ -100,10 +94,7 @@ function inARewind(name: string, label: string, body: (rewind: Rewind) => Promis
       expect(ballastBytes(old)).toBe(BALLAST_BYTES);
       rmSync(join(source.pgdata, "ballast"));
       await nothingLost(cluster, writer);
-    } catch (error) {
-      console.error(await cluster.story());
-      throw error;
-    }
+    });
   }, 90_000);
 }
 
@@ -159,7 +150,7 @@ inARewind(
 
 test("SIGHUP in the middle of a base backup: nothing is killed, and the backup completes", async () => {
   await using cluster = await Cluster.twoNodes("reloadedbackup");
-  try {
+  await telling(cluster, async () => {
     const secondary = await cluster.healthy(5000);
     const primary = cluster.other(secondary);
     await using writer = await cluster.writer();
@@ -196,10 +187,7 @@ test("SIGHUP in the middle of a base backup: nothing is killed, and the backup c
     expectNoLitter(cluster, secondary);
     rmSync(join(primary.pgdata, "ballast"));
     await nothingLost(cluster, writer);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 90_000);
 
 /** Kills `create` after its first line, then after its second, … until it gets through. */

@@ -1,7 +1,7 @@
 /** A standby that is away may not fill its primary's disk: its slot is bounded, and it's copied anew. */
 import { expect, test } from "bun:test";
 import { Cluster } from "../helpers/cluster.ts";
-import { nothingLost } from "../helpers/scenario.ts";
+import { nothingLost, telling } from "../helpers/scenario.ts";
 
 const END_MS = 30_000;
 /** Segments of 16 MB: some more than wal_keep_size keeps in any case. */
@@ -9,7 +9,7 @@ const SEGMENTS = 72;
 
 test("the slot of a standby that is away too long is given up, and it comes back by a new copy", async () => {
   await using cluster = await Cluster.twoNodes("slots");
-  try {
+  await telling(cluster, async () => {
     const primary = await cluster.healthy(5000);
     const away = cluster.other(primary);
     const [{ limit } = {}] = await primary.ask(
@@ -46,8 +46,5 @@ test("the slot of a standby that is away too long is given up, and it comes back
     expect(away.dataDirectoryIdentity()).not.toBe(data);
     expect(primary.log(mark).match(/holds back/g)).toHaveLength(1);
     await nothingLost(cluster, writer);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 120_000);

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { Cluster } from "../helpers/cluster.ts";
 import { mountObstacle, type PrivateMounts, privateMounts } from "../helpers/mounts.ts";
 import { giveTo } from "../helpers/owner.ts";
-import { nothingLost } from "../helpers/scenario.ts";
+import { nothingLost, telling } from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
 import { waitFor } from "../helpers/wait.ts";
 
@@ -81,7 +81,7 @@ test.skipIf(obstacle !== undefined)(
   async () => {
     await using disks = await Disks.of("spaces", ["node1", "node2"]);
     const { cluster } = disks;
-    try {
+    await telling(cluster, async () => {
       await cluster.startMonitor();
       const first = await cluster.startNode("node1");
       await cluster.waitForStates({ node1: "single" }, END_MS);
@@ -144,10 +144,7 @@ test.skipIf(obstacle !== undefined)(
       expect(existsSync(second.pgdata)).toBe(false);
       const left = readdirSync(disks.on(second), { recursive: true, encoding: "utf8" });
       expect(left.sort()).toEqual(["early", "late", "later"]);
-    } catch (error) {
-      console.error(await cluster.story());
-      throw error;
-    }
+    });
   },
   120_000,
 );

@@ -8,7 +8,7 @@ import { runRole } from "../helpers/command.ts";
 import { giveTo } from "../helpers/owner.ts";
 import { freePort } from "../helpers/ports.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
-import { nothingLost } from "../helpers/scenario.ts";
+import { nothingLost, telling } from "../helpers/scenario.ts";
 import { SecureCluster } from "../helpers/secure.ts";
 import type { Service } from "../helpers/service.ts";
 
@@ -38,12 +38,9 @@ test("where others connect over a network, TLS is the default", async () => {
 test("enable and disable ssl on a formation that is written to: nothing restarts, nothing is lost", async () => {
   await using cluster = await Cluster.twoNodes("live");
   const told = async (body: () => Promise<void>) => {
-    try {
+    await telling(cluster, async () => {
       await body();
-    } catch (error) {
-      console.error(await cluster.story());
-      throw error;
-    }
+    });
   };
   await told(async () => {
     const primary = await cluster.healthy(30_000);
@@ -117,7 +114,7 @@ test("enable and disable ssl on a formation that is written to: nothing restarts
 
 test("--auth cert: nodes log in by their certificates, and rejoin after a failover", async () => {
   await using cluster = new SecureCluster("certs", "cert");
-  try {
+  await telling(cluster, async () => {
     await cluster.startMonitor();
     const first = await cluster.startNode("node1");
     const second = await cluster.startNode("node2");
@@ -154,10 +151,7 @@ test("--auth cert: nodes log in by their certificates, and rejoin after a failov
       { env: cluster.env },
     );
     expect(stderr.toString()).toMatch(/certificate authentication failed/);
-  } catch (error) {
-    console.error(await cluster.story());
-    throw error;
-  }
+  });
 }, 90_000);
 
 test("--auth md5, --skip-pg-hba, --pg-hba-lan, and a replication password from a file", async () => {

@@ -9,8 +9,7 @@
  */
 import { appendFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
-import { runScript, UsageError } from "../../helpers/script.ts";
+import { parseFlags, positiveNumber, runScript, wholeNumber } from "../../helpers/script.ts";
 import type { Service } from "../../helpers/service.ts";
 import type { Row } from "../../helpers/sql.ts";
 import { nowMs, waitFor } from "../../helpers/wait.ts";
@@ -239,22 +238,14 @@ async function earlierRows(
 }
 
 async function main(): Promise<number> {
-  const { values } = parseArgs({
-    options: {
-      minutes: { type: "string", default: "10" },
-      seed: { type: "string", default: String(Date.now() % 1_000_000) },
-      nodes: { type: "string", default: "3" },
-    },
+  const values = parseFlags({
+    minutes: { type: "string", default: "10" },
+    seed: { type: "string", default: String(Date.now() % 1_000_000) },
+    nodes: { type: "string", default: "3" },
   });
-  const [minutes, seed, nodes] = [values.minutes, values.seed, values.nodes].map(Number) as [
-    number,
-    number,
-    number,
-  ];
-  if (!(minutes > 0)) throw new UsageError("--minutes takes a number above 0");
-  if (!Number.isInteger(seed)) throw new UsageError("--seed takes a whole number");
-  if (!Number.isInteger(nodes) || nodes < 2)
-    throw new UsageError("--nodes takes a whole number from 2");
+  const minutes = positiveNumber("minutes", values.minutes);
+  const seed = wholeNumber("seed", values.seed, 0);
+  const nodes = wholeNumber("nodes", values.nodes, 2);
   const { violations, ...counts } = await chaos({ minutes, seed, nodes });
   console.log(`${JSON.stringify(counts)}\n${violations.length} violations (seed ${seed})`);
   return violations.length === 0 ? 0 : 1;
