@@ -24,7 +24,7 @@
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { isRoot } from "../helpers/owner.ts";
-import { parseFlags, runScript, UsageError, wholeNumber } from "../helpers/script.ts";
+import { oneOf, parseFlags, runScript, UsageError, wholeNumber } from "../helpers/script.ts";
 import { nowMs } from "../helpers/wait.ts";
 import { CASES, type CaseName, measure, PATIENCE_MS, wholePair } from "./peers/cases.ts";
 import { idleCosts } from "./peers/idle.ts";
@@ -144,13 +144,8 @@ function readLines(file: string): Line[] {
     });
 }
 
-function wordsOf<T extends string>(name: string, text: string, known: readonly T[]): T[] {
-  return text.split(",").map((word) => {
-    const found = known.find((each) => each === word);
-    if (found !== undefined) return found;
-    throw new UsageError(`--${name}: there is no "${word}", but ${known.join(", ")}`);
-  });
-}
+const wordsOf = <T extends string>(name: string, text: string, known: readonly T[]): T[] =>
+  text.split(",").map((word) => oneOf(name, word, known));
 
 // ------------------------------------------------------------ what must be there
 

@@ -17,6 +17,7 @@ import type { Event } from "../helpers/cluster.ts";
 import { findObstacle, NetnsCluster } from "../helpers/netns.ts";
 import { type PresetName, usePreset } from "../helpers/preset.ts";
 import {
+  oneOf,
   parseFlags,
   positiveNumber,
   runScript,
@@ -100,10 +101,8 @@ function readCommandLine(): Options {
   });
   const minutes = positiveNumber("minutes", values.minutes);
   const nodes = wholeNumber("nodes", values.nodes, 2);
-  const known = Object.keys(PRESETS) as PresetName[];
-  const preset = known.find((name) => name === values.preset);
-  if (preset !== undefined) return { minutes, nodes, preset };
-  throw new UsageError(`--preset: there is no "${values.preset}", but ${known.join(", ")}`);
+  const preset = oneOf("preset", values.preset, Object.keys(PRESETS) as PresetName[]);
+  return { minutes, nodes, preset };
 }
 
 /** They end with this process, however that ends. */

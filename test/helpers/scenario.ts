@@ -32,14 +32,25 @@ export function scenariosOf(label: string, flags: readonly (readonly string[])[]
     scenario(name, timeoutMs, (cluster) => play(cluster, body));
 }
 
-/** A body that fails prints the story of its cluster. */
-export async function telling(cluster: Cluster, body: () => Promise<void>): Promise<void> {
+/** A body that fails prints the story of its cluster, after its name where it has one. */
+export async function telling(
+  cluster: Cluster,
+  body: () => Promise<void>,
+  name?: string,
+): Promise<void> {
   try {
     await body();
   } catch (error) {
+    if (name !== undefined) console.error(name);
     console.error(await cluster.story());
     throw error;
   }
+}
+
+/** Tests that build on one another, on a cluster that stays. @returns a function like bun's `test` */
+export function stepsOf(cluster: Cluster) {
+  return (name: string, timeoutMs: number, body: () => Promise<void>): void =>
+    test(name, () => telling(cluster, body, name), timeoutMs);
 }
 
 /**
@@ -59,9 +70,8 @@ export function onShared<T extends Cluster>(make: () => Promise<T>, declare: typ
         shared ??= await make();
         const cluster = shared;
         try {
-          await body(cluster);
+          await telling(cluster, () => body(cluster), name);
         } catch (error) {
-          console.error(`${name}\n${await cluster.story()}`);
           shared = undefined;
           await cluster[Symbol.asyncDispose]().catch((leak) => console.error(String(leak)));
           throw error;

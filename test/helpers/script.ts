@@ -27,6 +27,13 @@ export function positiveNumber(name: string, text: string): number {
   throw new UsageError(`--${name} takes a number above 0, not "${text}"`);
 }
 
+/** @throws {UsageError} */
+export function oneOf<T extends string>(name: string, text: string, known: readonly T[]): T {
+  const found = known.find((each) => each === text);
+  if (found !== undefined) return found;
+  throw new UsageError(`--${name}: there is no "${text}", but ${known.join(", ")}`);
+}
+
 /**
  * Ends the process with what `main` yields, with 2 after a mistake in the command line, or by a signal; what is up is
  * removed at the exit.

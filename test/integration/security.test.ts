@@ -1,5 +1,5 @@
 /** Passwords and certificates from end to end, and what is refused without them. */
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect } from "bun:test";
 import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { pingVerified } from "../../lib/pg/ping.ts";
@@ -7,7 +7,7 @@ import { runRole } from "../helpers/command.ts";
 import { Overheard } from "../helpers/overheard.ts";
 import { giveTo } from "../helpers/owner.ts";
 import { expectRefusal } from "../helpers/refusal.ts";
-import { nothingLost, telling } from "../helpers/scenario.ts";
+import { nothingLost, stepsOf, telling } from "../helpers/scenario.ts";
 import { Authority, SecureCluster } from "../helpers/secure.ts";
 
 const cluster = new SecureCluster("secure");
@@ -24,18 +24,7 @@ beforeAll(async () => {
   });
 }, 90_000);
 
-/** A step that fails tells the whole story. */
-function step(name: string, timeoutMs: number, body: () => Promise<void>): void {
-  const told = async () => {
-    try {
-      await body();
-    } catch (error) {
-      console.error(`${name}\n${await cluster.story()}`);
-      throw error;
-    }
-  };
-  test(name, told, timeoutMs);
-}
+const step = stepsOf(cluster);
 
 const RING = `select a.usename as login, s.ssl from pg_stat_replication a join pg_stat_ssl s using (pid) order by a.pid`;
 

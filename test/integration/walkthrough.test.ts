@@ -3,7 +3,7 @@ import { afterAll, expect, test } from "bun:test";
 import { Cluster } from "../helpers/cluster.ts";
 import { runRole } from "../helpers/command.ts";
 import { isRoot } from "../helpers/owner.ts";
-import { nothingLost } from "../helpers/scenario.ts";
+import { nothingLost, stepsOf } from "../helpers/scenario.ts";
 import type { Service } from "../helpers/service.ts";
 import { nowMs } from "../helpers/wait.ts";
 
@@ -12,21 +12,7 @@ const primary = cluster.addNode("primary");
 const secondary = cluster.addNode("secondary");
 afterAll(() => cluster[Symbol.asyncDispose](), 40_000);
 
-/** The steps build on one another: a failed one tells the whole story. */
-function step(name: string, timeoutMs: number, body: () => Promise<void>): void {
-  test(
-    name,
-    async () => {
-      try {
-        await body();
-      } catch (error) {
-        console.error(`${name}\n${await cluster.story()}`);
-        throw error;
-      }
-    },
-    timeoutMs,
-  );
-}
+const step = stepsOf(cluster);
 
 /** Longest time that clients may be without an acknowledgement; the bench measures the real ones. */
 const OUTAGE_LIMIT_MS = 3000;

@@ -37,12 +37,7 @@ test("where others connect over a network, TLS is the default", async () => {
 
 test("enable and disable ssl on a formation that is written to: nothing restarts, nothing is lost", async () => {
   await using cluster = await Cluster.twoNodes("live");
-  const told = async (body: () => Promise<void>) => {
-    await telling(cluster, async () => {
-      await body();
-    });
-  };
-  await told(async () => {
+  await telling(cluster, async () => {
     const primary = await cluster.healthy(30_000);
     const secondary = cluster.other(primary);
     const all = [cluster.monitor, primary, secondary];

@@ -6,8 +6,8 @@
  *   bun test/model/run.ts --scenario FILE                  one run, with the world after each event
  */
 import { readFileSync } from "node:fs";
-import { parseArgs } from "node:util";
 import { GROUP_RULES, KEEPER_TRANSITIONS } from "../../lib/fsm.ts";
+import { parseFlags, runScript, wholeNumber } from "../helpers/script.ts";
 import type { Coverage } from "./keeper.ts";
 import { LAWS } from "./laws.ts";
 import { caughtBy, MUTANTS } from "./mutants.ts";
@@ -140,22 +140,26 @@ function tellScenario(file: string): boolean {
   return failure === undefined;
 }
 
-const { values } = parseArgs({
-  options: {
+async function main(): Promise<number> {
+  const values = parseFlags({
     seed: { type: "string" },
     steps: { type: "string" },
     nodes: { type: "string" },
     scenario: { type: "string" },
     task: { type: "string" },
-  },
-});
-let good = true;
-if (values.task !== undefined) console.log(JSON.stringify(await task(values.task)));
-else if (values.scenario !== undefined) good = tellScenario(values.scenario);
-else if (values.seed !== undefined || values.steps !== undefined || values.nodes !== undefined) {
-  const nodes = values.nodes === undefined ? undefined : Number(values.nodes);
-  const { what, broken } = walks(Number(values.seed ?? 1), Number(values.steps ?? STEPS), nodes);
-  good = broken === undefined;
-  console.log(broken ?? what);
-} else good = await everything();
-process.exitCode = good ? 0 : 1;
+  });
+  let good = true;
+  if (values.task !== undefined) console.log(JSON.stringify(await task(values.task)));
+  else if (values.scenario !== undefined) good = tellScenario(values.scenario);
+  else if (values.seed !== undefined || values.steps !== undefined || values.nodes !== undefined) {
+    const nodes = values.nodes === undefined ? undefined : wholeNumber("nodes", values.nodes);
+    const seed = wholeNumber("seed", values.seed ?? "1", 0);
+    const steps = wholeNumber("steps", values.steps ?? String(STEPS));
+    const { what, broken } = walks(seed, steps, nodes);
+    good = broken === undefined;
+    console.log(broken ?? what);
+  } else good = await everything();
+  return good ? 0 : 1;
+}
+
+await runScript("model", main);
