@@ -6,7 +6,7 @@ import { OVERDUE_MS } from "../sys/notify.ts";
 import { chores } from "./chores.ts";
 import type { MonitorContact } from "./contact.ts";
 import { CHORES, type LoopState, REPAIR, START, type Task } from "./loop_state.ts";
-import { CLEAN_STOP, fenceStop, log, save, startNode, stopNode, syncInForce } from "./node.ts";
+import { CLEAN_STOP, demotionStop, log, save, startNode, stopNode, syncInForce } from "./node.ts";
 import type { Observer } from "./observer.ts";
 import type { Step } from "./step.ts";
 import { checkpointTimeline, TRANSITIONS } from "./transitions.ts";
@@ -110,9 +110,9 @@ export function makeActor(
       try {
         save(node, { state: "demote_timeout" });
       } finally {
-        await stopNode(node, fenceStop(node));
-        await Promise.race([overtaken?.done, delay(fenceStop(node).killMs)]);
-        if (overtaken) await stopNode(node, fenceStop(node));
+        await stopNode(node, demotionStop(node));
+        await Promise.race([overtaken?.done, delay(demotionStop(node).killMs)]);
+        if (overtaken) await stopNode(node, demotionStop(node));
       }
     });
   }
@@ -167,7 +167,7 @@ export function makeActor(
         return;
       case "stop":
         begin("stop PostgreSQL", undefined, async () => {
-          await stopNode(node, fenceStop(node));
+          await stopNode(node, demotionStop(node));
           observer.forgetSilence();
         });
         return;

@@ -2,12 +2,12 @@
 import type { Policy } from "../group/view.ts";
 import { bootId } from "../sys/clock.ts";
 import { errorText } from "../sys/errors.ts";
-import { contactMs, loadContact, saveContact } from "./contact_file.ts";
+import { contactMs, loadContact, openContact } from "./contact_file.ts";
 import { log, type Node } from "./node.ts";
 
 export type Standing = "fresh" | "lost" | "never";
 
-export type MonitorContact = {
+export type MonitorContact = Disposable & {
   readonly standing: Standing;
   /** When the last report was sent that has been answered. */
   readonly lastMs: number;
@@ -30,6 +30,12 @@ export function makeContact(node: Node, startedMs: number): MonitorContact {
   let standing: Standing = "never";
   let voidBeforeMs = Number.NEGATIVE_INFINITY;
   let isUnsaved = false;
+  const file = openContact(node.paths.contact, (error) => {
+    // who is restarted then fences too early rather than too late
+    if (error !== undefined && !isUnsaved)
+      log.warn(`could not note the last contact: ${errorText(error)}`);
+    isUnsaved = error !== undefined;
+  });
   if (inherited) node.policy = inherited.policy;
   const policy = (): Policy => node.policy;
   return {
@@ -53,16 +59,7 @@ export function makeContact(node: Node, startedMs: number): MonitorContact {
       standing = "never";
       voidBeforeMs = nowMs;
     },
-    remember() {
-      try {
-        const contact = { bootId: boot ?? null, sentAtMs: lastMs, policy: policy() };
-        saveContact(node.paths.contact, contact);
-        isUnsaved = false;
-      } catch (error) {
-        // who is restarted then fences too early rather than too late
-        if (!isUnsaved) log.warn(`could not note the last contact: ${errorText(error)}`);
-        isUnsaved = true;
-      }
-    },
+    remember: () => file.save({ bootId: boot ?? null, sentAtMs: lastMs, policy: policy() }),
+    [Symbol.dispose]: () => file[Symbol.dispose](),
   };
 }

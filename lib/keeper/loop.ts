@@ -63,7 +63,7 @@ export async function runLoop(node: Node, options: LoopOptions): Promise<NodeSta
   const { notifier } = options;
   const startedMs = monotonicMs();
   const ended = Promise.withResolvers<NodeState>();
-  const contact = makeContact(node, startedMs);
+  using contact = makeContact(node, startedMs);
   const { policy } = contact;
   const loop: LoopState = {
     node,

@@ -30,6 +30,8 @@ import {
   livePostmaster,
   type Postmaster,
   type ServerProcess,
+  type StopBounds,
+  type Stopped,
   startServer,
   stopServer,
 } from "../pg/server.ts";
@@ -60,19 +62,16 @@ export const HEALTH_CHECKER = "pgautofailover_monitor";
 export const LOCAL_TIMEOUT_MS = 1000;
 const START_TIMEOUT_MS = 60_000;
 const SLOT_ADVANCE_BYTES = 16n * 1024n * 1024n;
-type StopBounds = {
-  readonly fastMs: number;
-  readonly immediateMs: number;
-  readonly killMs: number;
-};
-/**
- * Demotion: fast, then immediate, then SIGKILL, after which nobody acknowledges a commit, although a process that waits
- * for a disk may stay; a quarter of the time is left for finding and signalling them all.
- */
+/** Fast, then immediate, then SIGKILL; a quarter of the time is left for finding and signalling them all. */
 export const fenceStop = ({ policy }: Pick<Node, "policy">): StopBounds => ({
   fastMs: policy.fenceStopTimeoutMs / 2,
   immediateMs: policy.fenceStopTimeoutMs / 4,
   killMs: 5000,
+});
+/** Demotion: nobody acknowledges a commit any more. */
+export const demotionStop = (node: Pick<Node, "policy">): StopBounds => ({
+  ...fenceStop(node),
+  mayStay: true,
 });
 /** A switchover: a fast stop waits until the standbys have everything. */
 export const DRAIN_STOP = { fastMs: 3000, immediateMs: 300, killMs: 5000 };
@@ -387,7 +386,7 @@ export async function stopNode(node: Node, bounds: StopBounds): Promise<boolean>
   closeLocalDb(node);
   // where none runs, nothing is reported as running meanwhile
   node.stopping = livePostmaster(node.config.pgdata) !== undefined;
-  let how: Awaited<ReturnType<typeof stopServer>>;
+  let how: Stopped;
   try {
     how = await stopServer(node.config.pgdata, bounds);
     // what was in force stays the truth about what this server has acknowledged
@@ -395,7 +394,11 @@ export async function stopNode(node: Node, bounds: StopBounds): Promise<boolean>
   } finally {
     node.stopping = false;
   }
-  if (how !== "not running") log.info(`PostgreSQL is stopped (${how})`);
+  if (how === "doomed")
+    log.warn(
+      "PostgreSQL is killed; processes of it stay until the disk that they wait for answers",
+    );
+  else if (how !== "not running") log.info(`PostgreSQL is stopped (${how})`);
   return how === "fast";
 }
 

@@ -1,14 +1,15 @@
 /** The keeper's look at its PostgreSQL: whether it lives and answers, streams, and is replied to. */
 import { canTakeWrites, RECEIVING, STATE_TRAITS } from "../fsm.ts";
 import { standbyName, synchronousStandbyNames } from "../group/quorum.ts";
-import { flushSomeWal, type Observation } from "../pg/local.ts";
+import { flushSomeWal, type Observation, walProgress } from "../pg/local.ts";
 import { ping } from "../pg/ping.ts";
 import { livePostmaster } from "../pg/server.ts";
 import { monotonicMs } from "../sys/clock.ts";
-import { errorText } from "../sys/errors.ts";
+import { AppError, errorText } from "../sys/errors.ts";
 import { OVERDUE_MS } from "../sys/notify.ts";
-import type { Db } from "../sys/sql.ts";
+import type { Db, Target } from "../sys/sql.ts";
 import { promotionOf } from "./ancestry.ts";
+import { watchDisk } from "./disk.ts";
 import { CHORES, type LoopState } from "./loop_state.ts";
 import {
   adoptNode,
@@ -80,6 +81,12 @@ export function makeObserver(
   let isSuspected = true;
   let suspectedUntilMs = Number.NEGATIVE_INFINITY;
   let unansweredSinceMs: number | undefined;
+  const disk = watchDisk(
+    () => policy().postgresTimeoutMs,
+    (level, sentence) => log[level](sentence),
+  );
+  /** A look, too, waits for who waits for the disk. */
+  let isLookHeldUp = false;
   let eagerUntilMs = loop.startedMs + EAGER_FOR_MS;
   /** When it streamed last, or last tried to get there again. */
   let streamedMs = loop.startedMs;
@@ -93,7 +100,34 @@ export function makeObserver(
     if (node.server === undefined) return "down";
     const isSilent =
       unansweredSinceMs !== undefined && nowMs - unansweredSinceMs >= policy().postgresTimeoutMs;
-    return isSilent ? "hung" : "up";
+    return isSilent || disk.isHung ? "hung" : "up";
+  }
+
+  const askProgress = async (target: Target, nowMs: number): Promise<void> =>
+    disk.notice(await walProgress(target, CHECK_TIMEOUT_MS), nowMs);
+
+  /** Each look that is held up leaves a session of the server behind: there is none until WAL gets on. */
+  async function lookAt(target: Target, nowMs: number): Promise<Observation | undefined> {
+    if (isLookHeldUp) await askProgress(target, nowMs);
+    if (isLookHeldUp && disk.isHeldUp) return undefined;
+    isLookHeldUp = false;
+    try {
+      const seen = await look(node);
+      disk.notice(seen, nowMs);
+      return seen;
+    } catch (error) {
+      if (error instanceof AppError && error.kind === "timeout") {
+        await askProgress(target, nowMs);
+        isLookHeldUp = disk.isHeldUp;
+      }
+      throw error;
+    }
+  }
+
+  function forgetSilence(): void {
+    unansweredSinceMs = undefined;
+    disk.forget();
+    isLookHeldUp = false;
   }
 
   /**
@@ -164,7 +198,8 @@ export function makeObserver(
       unansweredSinceMs = answered ? undefined : (unansweredSinceMs ?? nowMs);
       if (!answered) return;
       const wasStreaming = isStreaming(node.observation);
-      const seen = await look(node);
+      const seen = await lookAt(node.target, nowMs);
+      if (seen === undefined) return;
       if (isStreaming(seen)) {
         streamedMs = nowMs;
         lastStreamedMs = nowMs;
@@ -217,7 +252,7 @@ export function makeObserver(
     suspectedUntilMs = Number.NEGATIVE_INFINITY;
     node.server = undefined;
     closeLocalDb(node);
-    unansweredSinceMs = undefined;
+    forgetSilence();
     // what stops it says so when it's done: a report of half of that would only be in the way
     if (node.stopping) return;
     loop.reportWanted = true;
@@ -274,9 +309,7 @@ export function makeObserver(
       isSuspected = true;
       suspectedUntilMs = monotonicMs() + SUSPECT_FOR_MS;
     },
-    forgetSilence() {
-      unansweredSinceMs = undefined;
-    },
+    forgetSilence,
     awaitStream() {
       streamedMs = monotonicMs();
     },

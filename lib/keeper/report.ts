@@ -7,7 +7,7 @@ import type { Observation } from "../pg/local.ts";
 import type { KeeperState, Report, Shutdown } from "../shapes.ts";
 
 export const isStreaming = (seen: Observation | undefined): boolean =>
-  seen?.inRecovery === true && seen.receiver?.status === "streaming";
+  seen?.inRecovery === true && seen.receiver?.status === "streaming" && !seen.walWaits;
 
 /** A primary takes writes; a standby serves reads only; none serves nobody, or is left to its operator. */
 export type Role = "primary" | "standby" | "none";

@@ -5,7 +5,7 @@ import type { MonitorClient } from "../monitor/client.ts";
 import { type Memory, parseMemory, type Report } from "../shapes.ts";
 import { monotonicMs } from "../sys/clock.ts";
 import { errorText } from "../sys/errors.ts";
-import { readIfExists, writeDurably } from "../sys/files.ts";
+import { readIfExists, writeDurablyBeside } from "../sys/files.ts";
 import { historyOf } from "./ancestry.ts";
 import { log, type Node, ownId, recallProof, syncInForce } from "./node.ts";
 
@@ -45,9 +45,9 @@ export function rememberer(node: Node, monitor: MonitorClient): (isSame: boolean
     known ??= loadMemory(node.paths.memory)?.version ?? -1;
     monitor
       .memory(node.config.formation, groupId, known)
-      .then((text) => {
+      .then(async (text) => {
         if (text === undefined) return;
-        writeDurably(node.paths.memory, `${text}\n`, 0o600);
+        await writeDurablyBeside(node.paths.memory, `${text}\n`, 0o600);
         known = parseMemory(JSON.parse(text)).version;
       })
       .catch((error: unknown) => {

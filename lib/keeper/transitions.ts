@@ -31,6 +31,7 @@ import {
   advanceSync,
   CLEAN_STOP,
   DRAIN_STOP,
+  demotionStop,
   dropOwnSlots,
   enforceSync,
   fenceStop,
@@ -288,7 +289,7 @@ const openForWrites: Transit = async (node, signal) => {
 };
 
 const stop: Transit = async (node) => {
-  await stopNode(node, fenceStop(node));
+  await stopNode(node, demotionStop(node));
 };
 
 /** For a switchover the server writes a checkpoint while it still serves, and is stopped in an orderly way then. */

@@ -58,6 +58,8 @@ export type Observation = {
   }[];
   /** bytes that a slot may hold back at most; undefined: any amount */
   readonly slotKeepBytes: bigint | undefined;
+  /** a process waits for the disk with WAL in its hands; on a standby the walreceiver has been silent for longer than it may */
+  readonly walWaits: boolean;
   readonly systemIdentifier: string;
 };
 
@@ -112,6 +114,26 @@ const ONLY_BEGUN = `receiver.last_msg_send_time = receiver.last_msg_receipt_time
  * pg_is_in_recovery() is asked once: a promotion between two answers would have the functions of one
  * role called in the other, which is an error. `OFFSET 0` keeps the planner from copying the call.
  */
+const ME = "(SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) AS me";
+
+const LSN = `pg_wal_lsn_diff(
+      CASE WHEN me.in_recovery
+        THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), '0/0')
+        ELSE pg_current_wal_flush_lsn()
+      END, '0/0')::text`;
+
+/*
+ * The events are called WALWrite, … until PostgreSQL 16, WalWrite, … since. A walreceiver names none while it writes, but
+ * ends itself when it has heard nothing for its timeout, unless it can't.
+ */
+const WAL_WAITS = `CASE WHEN me.in_recovery
+      THEN coalesce(current_setting('wal_receiver_timeout') <> '0' AND clock_timestamp()
+        > receiver.last_msg_receipt_time + current_setting('wal_receiver_timeout')::interval, false)
+      ELSE pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn() AND EXISTS (
+        SELECT FROM pg_stat_get_activity(NULL)
+        WHERE wait_event_type = 'IO' AND wait_event ~* '^wal(init)?(write|sync)$')
+    END`;
+
 const OBSERVE = `
   SELECT me.in_recovery,
     CASE WHEN me.in_recovery
@@ -119,11 +141,7 @@ const OBSERVE = `
         CASE WHEN receiver.pid IS NULL THEN (${TIMELINE_OF_SEGMENTS}) ELSE receiver.received_tli END)
       ELSE ('x' || substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8))::bit(32)::int
     END AS timeline,
-    pg_wal_lsn_diff(
-      CASE WHEN me.in_recovery
-        THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn(), '0/0')
-        ELSE pg_current_wal_flush_lsn()
-      END, '0/0')::text AS lsn,
+    ${LSN} AS lsn,
     CASE WHEN me.in_recovery
       THEN pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::text
     END AS replay_lsn,
@@ -146,8 +164,9 @@ const OBSERVE = `
         'walStatus', coalesce(wal_status, '')) ORDER BY slot_name), '[]')::text
       FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary) AS slots,
     pg_size_bytes(current_setting('max_slot_wal_keep_size'))::text AS slot_keep,
+    ${WAL_WAITS} AS wal_waits,
     control.system_identifier::text AS system_identifier
-  FROM (SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) AS me
+  FROM ${ME}
     CROSS JOIN pg_control_system() AS control
     CROSS JOIN pg_control_checkpoint() AS checkpoint
     CROSS JOIN pg_control_recovery() AS recovery
@@ -164,6 +183,7 @@ type ObserveRow = {
   standbys: string;
   slots: string;
   slot_keep: string;
+  wal_waits: boolean;
   system_identifier: string;
 };
 type StandbyJson = {
@@ -204,8 +224,28 @@ export async function observe(db: Db): Promise<Observation> {
       restartLsn: bytes(restartLsn),
     })),
     slotKeepBytes: row.slot_keep.startsWith("-") ? undefined : BigInt(row.slot_keep),
+    walWaits: row.wal_waits,
     systemIdentifier: row.system_identifier,
   };
+}
+
+/**
+ * How far WAL has got, asked over a connection of its own, and of nothing that is held by whoever waits for the disk: who
+ * updates pg_control, which `observe` reads, may be one of them.
+ */
+export async function walProgress(
+  target: Target,
+  timeoutMs: number,
+): Promise<Pick<Observation, "lsn" | "walWaits">> {
+  const [row] = await queryOnce<Pick<ObserveRow, "lsn" | "wal_waits">>(
+    target,
+    `SELECT ${LSN} AS lsn, ${WAL_WAITS} AS wal_waits
+     FROM ${ME} LEFT JOIN pg_stat_get_wal_receiver() AS receiver ON true`,
+    [],
+    { timeoutMs },
+  );
+  invariant(row, "the query about WAL has one row");
+  return { lsn: BigInt(row.lsn), walWaits: row.wal_waits };
 }
 
 /**

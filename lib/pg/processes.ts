@@ -12,6 +12,8 @@ import { readIfExists } from "../sys/files.ts";
 /** Linux fixes the unit of /proc's times for user space, whatever the kernel's own HZ. */
 const TICKS_PER_S = 100;
 const PS_TIMEOUT_MS = 2000;
+/** Signal 9, as /proc counts them. */
+const SIGKILL_BIT = 1n << 8n;
 const hasProc = statSync("/proc/self/stat", { throwIfNoEntry: false }) !== undefined;
 
 export type Process = {
@@ -125,6 +127,18 @@ export function listProcesses(): Process[] {
 
 /** Whether a process can still run code: a zombie and a dead one can't. */
 export const isAlive = (candidate: Process): boolean => !/^[ZXx]/.test(candidate.state);
+
+/**
+ * Whether it waits in the kernel, for a disk mostly, with a SIGKILL that it can't notice yet: it never gets back to its own
+ * code. False where /proc isn't.
+ */
+export function isDoomed({ pid, state }: Process): boolean {
+  if (state !== "D") return false;
+  const pending = (readIfExists(`/proc/${pid}/status`) ?? "").matchAll(
+    /^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)$/gm,
+  );
+  return [...pending].some(([, mask]) => (BigInt(`0x${mask}`) & SIGKILL_BIT) !== 0n);
+}
 
 /** Whether that very process still lives, and not another that has got its pid. */
 export function stillAlive(known: Process): boolean {

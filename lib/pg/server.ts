@@ -11,6 +11,7 @@ import { configArguments } from "./config_files.ts";
 import type { Process } from "./processes.ts";
 import {
   isAlive,
+  isDoomed,
   isPostgres,
   isPostmasterOf,
   readProcess,
@@ -122,7 +123,10 @@ function isServerOf(pgdata: string, postmaster: Postmaster, candidate: Process):
 function findLive(pgdata: string): { postmaster: Postmaster; process: Process } | undefined {
   const postmaster = readPostmaster(pgdata);
   const candidate = postmaster && readProcess(postmaster.pid);
-  return postmaster && candidate && isServerOf(pgdata, postmaster, candidate)
+  return postmaster &&
+    candidate &&
+    isServerOf(pgdata, postmaster, candidate) &&
+    !isDoomed(candidate)
     ? { postmaster, process: candidate }
     : undefined;
 }
@@ -491,7 +495,10 @@ async function askToEnd(
 }
 
 /** SIGKILL for the postmaster first, so that it can't replace a child, then for all that is left. */
-async function killServer(pgdata: string, timeoutMs: number): Promise<void> {
+async function killServer(
+  pgdata: string,
+  { killMs: timeoutMs, mayStay = false }: StopBounds,
+): Promise<"killed" | "doomed"> {
   const begin = monotonicMs();
   const postmaster = findServer(pgdata);
   const seen = new Map(serverProcesses(pgdata, postmaster).map((one) => [one.pid, one]));
@@ -505,9 +512,17 @@ async function killServer(pgdata: string, timeoutMs: number): Promise<void> {
     }
     const left = [...seen.values()].filter((one) => sendSignal(one, "SIGKILL"));
     if (left.length === 0) {
-      return;
+      return "killed";
     }
-    if (monotonicMs() - begin >= timeoutMs) {
+    const elapsedMs = monotonicMs() - begin;
+    if (
+      mayStay &&
+      elapsedMs >= DOOMED_MS &&
+      left.every((one) => isDoomed(readProcess(one.pid) ?? one))
+    ) {
+      return "doomed";
+    }
+    if (elapsedMs >= timeoutMs) {
       throw new AppError("timeout", "processes of PostgreSQL survive SIGKILL", {
         detail: { pgdata, pids: left.map(({ pid }) => pid).join(","), timeout_ms: timeoutMs },
         hint: "The kernel holds them, most often in storage that doesn't answer: mend that, or reboot.",
@@ -517,28 +532,39 @@ async function killServer(pgdata: string, timeoutMs: number): Promise<void> {
   }
 }
 
+export type StopBounds = {
+  readonly fastMs: number;
+  readonly immediateMs: number;
+  readonly killMs: number;
+  /**
+   * That nobody acknowledges a commit any more will do: processes that wait for a disk, and die of their SIGKILL when it
+   * answers, may stay. What they were writing then may get to the disk.
+   */
+  readonly mayStay?: boolean;
+};
+
+export type Stopped = "not running" | "fast" | "immediate" | "killed" | "doomed";
+
+/** So long whoever waits for a disk may take to notice its SIGKILL. */
+const DOOMED_MS = 200;
+
 /**
  * Stops the server of a data directory: fast, then immediate, then by SIGKILL of the postmaster and
  * of every child, frozen ones too. Resolves when no process of it is left.
  *
- * @returns what it took; "not running" also when orphans of a dead postmaster went by themselves
+ * @returns what it took; "not running" also when orphans of a dead postmaster went by themselves; "doomed": some stay,
+ *   as they may
  * @throws {AppError} timeout: a process is still there killMs after SIGKILL; permission
  */
-export async function stopServer(
-  pgdata: string,
-  bounds: { readonly fastMs: number; readonly immediateMs: number; readonly killMs: number },
-): Promise<"not running" | "fast" | "immediate" | "killed"> {
+export async function stopServer(pgdata: string, bounds: StopBounds): Promise<Stopped> {
   if (isEmptyStill(pgdata)) return "not running";
   const how = await stopAll(pgdata, bounds);
   const directory = resolve(pgdata);
-  if (!startingIn.includes(directory)) emptySince.set(directory, monotonicMs());
+  if (how !== "doomed" && !startingIn.includes(directory)) emptySince.set(directory, monotonicMs());
   return how;
 }
 
-async function stopAll(
-  pgdata: string,
-  bounds: { readonly fastMs: number; readonly immediateMs: number; readonly killMs: number },
-): Promise<"not running" | "fast" | "immediate" | "killed"> {
+async function stopAll(pgdata: string, bounds: StopBounds): Promise<Stopped> {
   let asked = false;
   if (findServer(pgdata)) {
     const fast = await askToEnd(pgdata, "SIGINT", bounds.fastMs);
@@ -549,6 +575,5 @@ async function stopAll(
   const immediate = await askToEnd(pgdata, "SIGQUIT", bounds.immediateMs);
   if (immediate.gone) return asked || immediate.asked ? "immediate" : "not running";
   log.warn("PostgreSQL doesn't stop when asked: killing its processes", { pgdata });
-  await killServer(pgdata, bounds.killMs);
-  return "killed";
+  return await killServer(pgdata, bounds);
 }

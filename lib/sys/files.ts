@@ -11,6 +11,7 @@ import {
   rmSync,
   writeSync,
 } from "node:fs";
+import { chmod, open, rename, rm, writeFile } from "node:fs/promises";
 import { release } from "node:os";
 import { dirname } from "node:path";
 
@@ -29,6 +30,22 @@ export function writeDurably(path: string, text: string, mode: number): void {
 /** As `writeDurably`, but only a crash of this process does it no harm: after a power cut the file may be any older one, or empty. */
 export function writeAtomically(path: string, text: string, mode: number): void {
   replace(path, text, mode, () => {});
+}
+
+/** As `writeDurably`, beside everything else: a disk that hangs holds up nobody. @throws as it does */
+export async function writeDurablyBeside(path: string, text: string, mode: number): Promise<void> {
+  const temporary = `${path}.${process.pid}.tmp`;
+  try {
+    await rm(temporary, { force: true });
+    await writeFile(temporary, text, { mode, flag: "wx", flush: true });
+    await chmod(temporary, mode);
+    await rename(temporary, path);
+    const directory = await open(dirname(path), "r");
+    await directory.sync().finally(() => directory.close());
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
 }
 
 function replace(path: string, text: string, mode: number, sync: (fd: number) => void): void {

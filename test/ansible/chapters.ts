@@ -111,6 +111,16 @@ async function sandboxes({ lab }: Story): Promise<void> {
   expect(exposures.filter((exposure) => exposure <= 4)).toEqual(exposures);
 }
 
+/** Nobody but the keeper starts PostgreSQL: not systemd, nor who asks it to. */
+async function ownServiceIsMasked({ lab }: Story, major: number): Promise<void> {
+  const unit = `postgresql@${major}-main.service`;
+  for (const host of lab.groups.nodes) {
+    const { stdout } = await lab.ssh(host, `systemctl is-enabled ${unit}`);
+    const { code, stderr } = await lab.ssh(host, `systemctl start ${unit}`);
+    expect([stdout, code, stderr]).toEqual(["masked\n", 1, expect.stringContaining("is masked")]);
+  }
+}
+
 /** From bare hosts of a suite, whose PostgreSQL is of this version, to the second primary. */
 export function coreStory(suite: Suite, major: number): void {
   const chapter = storyOn({ suite, hosts: ["monitor1", "db1", "db2"] });
@@ -119,6 +129,9 @@ export function coreStory(suite: Suite, major: number): void {
   );
   chapter("a second run of it changes nothing", onceMore);
   chapter("both services live in a sandbox", sandboxes);
+  chapter("the distribution's own service of PostgreSQL is masked", (story) =>
+    ownServiceIsMasked(story, major),
+  );
   chapter("the primary's host loses power, and comes back by itself", async (story) => {
     story.writer = await story.site.writer();
     await lossOfPower(story);

@@ -11,6 +11,8 @@ export const PATIENCE_MS = 120_000;
 const FROZEN_ON_MS = 20_000;
 /** Writes that must succeed before a fault, and before what is broken comes back. */
 const WRITES_BETWEEN = 50;
+/** A pair that was whole, and still is, is seen so again within this time. */
+const STANDS_MS = 1000;
 /** How often the pair is asked whether it's whole. */
 const LOOK_EVERY_MS = 25;
 
@@ -254,16 +256,27 @@ export async function measure(
     byHand = true;
     await system.byHand(standby, primary).catch(note("the operator's work"));
   };
-  const whole = await until(async () => {
+  const wholeNow = async (): Promise<Pair | undefined> => {
     await operatorComes();
     const pair = await watch.streamingPair(system.byHand === undefined);
     return pair && (fault.over?.(scene, pair.primary) ?? true) ? pair : undefined;
-  }, PATIENCE_MS);
-  const redundantMs = whole ? nowMs() - backMs : null;
-  const writesAgain = await writer.waitForWrites(WRITES_BETWEEN, 10_000).then(
-    () => true,
-    () => false,
-  );
+  };
+  const writesGoOn = (): Promise<boolean> =>
+    writer.waitForWrites(WRITES_BETWEEN, 10_000).then(
+      () => true,
+      () => false,
+    );
+  const deadlineMs = nowMs() + PATIENCE_MS;
+  let whole: Pair | undefined;
+  let redundantMs: number | null = null;
+  let writesAgain = false;
+  // a server that was started again in its place may be replaced all the same: only what lasts counts
+  for (let stands = false; !stands; ) {
+    whole = await until(wholeNow, deadlineMs - nowMs());
+    redundantMs = whole ? nowMs() - backMs : null;
+    writesAgain = await writesGoOn();
+    stands = whole === undefined || (await until(wholeNow, STANDS_MS))?.primary === whole.primary;
+  }
   const { fromMs, toMs } = writer.longestGap(faultMs, nowMs());
   const isOver = writesAgain && toMs - fromMs < PATIENCE_MS;
   const struckAt = new Date(Date.now() - (nowMs() - faultMs)).toISOString();

@@ -3,7 +3,7 @@ import { mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DEFAULT_POLICY } from "../../../lib/group/view.ts";
-import { contactMs, loadContact, saveContact } from "../../../lib/keeper/contact_file.ts";
+import { contactMs, loadContact, openContact } from "../../../lib/keeper/contact_file.ts";
 import type { Contact } from "../../../lib/shapes.ts";
 
 let folder: string;
@@ -18,14 +18,34 @@ const CONTACT: Contact = {
   policy: { ...DEFAULT_POLICY, networkPartitionTimeoutMs: 900 },
 };
 
-test("the last contact is what the next keeper finds, timers and all", () => {
+test("the last contact is what the next keeper finds, timers and all", async () => {
   const path = join(folder, "contact.json");
   expect(loadContact(path)).toBeUndefined();
-  saveContact(path, { ...CONTACT, sentAtMs: 1 });
-  saveContact(path, CONTACT);
+  let saved = Promise.withResolvers<void>();
+  using file = openContact(path, (error) => (error ? saved.reject(error) : saved.resolve()));
+  file.save({ ...CONTACT, policy: DEFAULT_POLICY, sentAtMs: 1 });
+  // timers that are new don't wait
+  file.save({ ...CONTACT, sentAtMs: 2.25 });
+  expect(loadContact(path)).toEqual({ ...CONTACT, sentAtMs: 2.25 });
+  await saved.promise;
+  saved = Promise.withResolvers();
+  file.save(CONTACT);
+  await saved.promise;
   expect(loadContact(path)).toEqual(CONTACT);
   expect(statSync(path).mode & 0o777).toBe(0o600);
   expect(readdirSync(folder)).toEqual(["contact.json"]);
+});
+
+test("a write that is under way doesn't undo new timers", async () => {
+  const path = join(folder, "both.json");
+  let left = 3;
+  const all = Promise.withResolvers<void>();
+  using file = openContact(path, () => --left === 0 && all.resolve());
+  file.save({ ...CONTACT, policy: DEFAULT_POLICY });
+  file.save({ ...CONTACT, policy: DEFAULT_POLICY, sentAtMs: 1 });
+  file.save(CONTACT);
+  await all.promise;
+  expect(loadContact(path)).toEqual(CONTACT);
 });
 
 test("its time counts on the clock of the same boot only, and never from the future", () => {
@@ -50,5 +70,8 @@ test.each([
 
 test("without room the old one stays, and nothing else", () => {
   const path = join(folder, "missing", "contact.json");
-  expect(() => saveContact(path, CONTACT)).toThrow(/ENOENT/);
+  const errors: unknown[] = [];
+  using file = openContact(path, (error) => errors.push(error));
+  file.save(CONTACT);
+  expect(errors).toEqual([expect.objectContaining({ code: "ENOENT" })]);
 });

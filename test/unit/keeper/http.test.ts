@@ -19,6 +19,7 @@ const seen: Observation = {
   standbys: [],
   slots: [],
   slotKeepBytes: undefined,
+  walWaits: false,
   systemIdentifier: "1",
 };
 

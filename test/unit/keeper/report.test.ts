@@ -31,6 +31,7 @@ const seen: Observation = {
   standbys: [standby],
   slots: [],
   slotKeepBytes: undefined,
+  walWaits: false,
   systemIdentifier: "1",
 };
 const set = { version: 4, primaryId: 1, members: [2], number: 1 };

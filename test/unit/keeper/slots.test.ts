@@ -33,6 +33,7 @@ const seen = (
     },
   ],
   slotKeepBytes: limitMb === undefined ? undefined : limitMb * MB,
+  walWaits: false,
   systemIdentifier: "1",
 });
 const warned = (view: Observation): string[] => [...slotWarnings(view).values()];
