@@ -148,7 +148,7 @@ const run = defineCommand({
   meta: { name: "run", description: "Keep the node running in the foreground" },
   args: { ...pgdataArg, ...logArgs, ...keeperServiceArgs },
   run({ args }) {
-    runLean();
+    runLean({ busy: false });
     const services = keeperServices(args);
     return runForeground(enterPgdata(args.pgdata), services);
   },

@@ -166,7 +166,7 @@ const runCommand = defineCommand({
   meta: { name: "run", description: "Keep the monitor running in the foreground" },
   args: { ...pgdataArg, ...logArgs, ...httpArg },
   run({ args }) {
-    runLean();
+    runLean({ busy: true });
     const http = httpSetting(args);
     return run({ ...loadMonitorConfig(enterPgdata(args.pgdata)), ...http });
   },
