@@ -100,11 +100,14 @@ export function makeActor(
       });
   }
 
-  /** @param overtaken what else is under way: it may hang with the server, or just have started it */
-  function fence(overtaken: Task | undefined): void {
+  /**
+   * @param overtaken what else is under way: it may hang with the server, or just have started it
+   * @param nowMs of this turn: the report that it sends is the first whose answer counts
+   */
+  function fence(overtaken: Task | undefined, nowMs: number): void {
     overtaken?.controller.abort(new Error("this primary is fenced"));
     // what the monitor said before is void: it may have given the group to somebody else since
-    contact.forget(monotonicMs());
+    contact.forget(nowMs);
     loop.reportWanted = true;
     begin("fence", "demote_timeout", async () => {
       try {
@@ -147,7 +150,7 @@ export function makeActor(
         log.warn(
           `Neither the monitor nor a standby has been heard of for ${policy().networkPartitionTimeoutMs} ms: this primary stops itself`,
         );
-        fence(loop.task);
+        fence(loop.task, nowMs);
         return;
       case "transition": {
         const [from, to, action, why] = step.row;
