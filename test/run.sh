@@ -196,7 +196,7 @@ case "${1:-}" in
     fi
     suite ./test/chaos
     install_lab
-    suite ./test/ansible/bookworm.test.ts
+    suite --parallel=2 ./test/ansible/bookworm.test.ts ./test/ansible/local.test.ts
     ;;
   *)
     install_postgres
