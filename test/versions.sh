@@ -22,9 +22,9 @@ paths_of() {
   shift
   printf "./test/$folder/%s.test.ts " "$@"
 }
-short="$(paths_of db pg_commands pg_local pg_server) $(paths_of integration walkthrough basebackup crashes election quorum)"
-long="./test/db ./test/netns $(paths_of integration walkthrough basebackup processes crashes election quorum switchover \
-  fence security) $(paths_of long forks recover existing tablespaces)"
+short="$(paths_of db pg_commands pg_local pg_server) $(paths_of integration walkthrough crashes election quorum) $(paths_of long basebackup)"
+long="./test/db ./test/netns $(paths_of integration walkthrough processes crashes election quorum switchover \
+  fence security) $(paths_of long basebackup forks recover existing tablespaces)"
 
 mirror_of() { apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Label: $1" | head -n 1; }
 
