@@ -1,12 +1,10 @@
 /** Whether the disk takes the server's WAL. Who waits for it answers all that needs none: only that WAL doesn't get on shows it. */
-import type { Observation } from "../pg/local.ts";
+import type { WalProgress } from "../pg/local.ts";
 
 /** A disk that takes so many times postgres_timeout for some WAL hangs; most that are slow come back before. */
 const DISK_TIMEOUTS = 5;
 /** Looks that are further apart, because all was asleep, say, have nothing to do with each other. */
 const GAP_TIMEOUTS = 2;
-
-export type WalProgress = Pick<Observation, "lsn" | "walWaits">;
 
 export type DiskWatch = {
   /** WAL waits for the disk, and has not got any further since the look before. */

@@ -108,9 +108,11 @@ export function makeObserver(
 
   /** Each look that is held up leaves a session of the server behind: there is none until WAL gets on. */
   async function lookAt(target: Target, nowMs: number): Promise<Observation | undefined> {
-    if (isLookHeldUp) await askProgress(target, nowMs);
-    if (isLookHeldUp && disk.isHeldUp) return undefined;
-    isLookHeldUp = false;
+    if (isLookHeldUp) {
+      await askProgress(target, nowMs);
+      isLookHeldUp = disk.isHeldUp;
+      if (isLookHeldUp) return undefined;
+    }
     try {
       const seen = await look(node);
       disk.notice(seen, nowMs);

@@ -63,6 +63,8 @@ export type Observation = {
   readonly systemIdentifier: string;
 };
 
+export type WalProgress = Pick<Observation, "lsn" | "walWaits">;
+
 /** How to reach the server that postmaster.pid describes: its Unix socket, else the loopback. */
 export function localTarget(
   postmaster: Postmaster,
@@ -233,10 +235,7 @@ export async function observe(db: Db): Promise<Observation> {
  * How far WAL has got, asked over a connection of its own, and of nothing that is held by whoever waits for the disk: who
  * updates pg_control, which `observe` reads, may be one of them.
  */
-export async function walProgress(
-  target: Target,
-  timeoutMs: number,
-): Promise<Pick<Observation, "lsn" | "walWaits">> {
+export async function walProgress(target: Target, timeoutMs: number): Promise<WalProgress> {
   const [row] = await queryOnce<Pick<ObserveRow, "lsn" | "wal_waits">>(
     target,
     `SELECT ${LSN} AS lsn, ${WAL_WAITS} AS wal_waits

@@ -270,7 +270,7 @@ export async function measure(
   let whole: Pair | undefined;
   let redundantMs: number | null = null;
   let writesAgain = false;
-  // a server that was started again in its place may be replaced all the same: only what lasts counts
+  // a server that was started again in its place may be gone again a moment later: only what lasts counts
   for (let stands = false; !stands; ) {
     whole = await until(wholeNow, deadlineMs - nowMs());
     redundantMs = whole ? nowMs() - backMs : null;
